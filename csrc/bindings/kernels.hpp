@@ -1,0 +1,18 @@
+// The Python view of one SIMD level: an object whose methods are the kernels compiled for that level.
+// Each capability adds its methods in kernels_<capability>.cpp.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "common/isa.hpp"
+
+namespace ef {
+
+struct Kernels {
+    Isa isa;
+};
+
+using KernelsClass = pybind11::class_<Kernels>;
+
+}  // namespace ef

@@ -1,0 +1,48 @@
+"""edgefast: native sketching, backpressure queues and federated aggregation for edge systems.
+
+`sketch`, `queues` and `aggregate` load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from edgefast._info import show_config
+from edgefast._version import __version__
+from edgefast.backends import available_backends, backend, using
+
+if TYPE_CHECKING:
+    from edgefast import aggregate, queues, sketch
+    from edgefast.federated import load_model
+
+__all__ = [
+    "__version__",
+    "aggregate",
+    "available_backends",
+    "backend",
+    "load_model",
+    "queues",
+    "show_config",
+    "sketch",
+    "using",
+]
+
+logging.getLogger("edgefast").addHandler(logging.NullHandler())
+
+_SUBMODULES = ("aggregate", "federated", "queues", "sketch")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"edgefast.{name}")
+    if name == "load_model":
+        from edgefast.federated import load_model
+
+        return load_model
+    raise AttributeError(f"module 'edgefast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "federated"])

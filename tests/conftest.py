@@ -1,0 +1,67 @@
+"""Every public test runs on every backend and on every SIMD level this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import edgefast as ef
+from edgefast import backends
+
+settings.register_profile(
+    "ci",
+    deadline=None,  # numba compiles inside the first example
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("ci")
+
+LEVELS = [f"native-{level}" for level in backends.SIMD_LEVELS]
+ALL = [*LEVELS, "numba", "numpy"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", default="all", help="comma-separated subset of " + ", ".join(ALL))
+    parser.addoption("--require-native", action="store_true", help="fail instead of skip when native is missing")
+    parser.addoption("--require-numba", action="store_true", help="fail instead of skip when numba is missing")
+
+
+def _unavailable(name: str) -> str | None:
+    backend, _, simd = name.partition("-")
+    if backend not in ef.available_backends():
+        return f"backend {backend} is not available"
+    if simd and simd not in backends.simd_levels():
+        return f"this machine has no {simd}"
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for backend in ("native", "numba"):
+        if config.getoption(f"--require-{backend}") and backend not in ef.available_backends():
+            raise pytest.UsageError(f"--require-{backend}: {backends._why_missing(backend)}")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"edgefast {ef.__version__}: backends {', '.join(ef.available_backends())}; simd {', '.join(backends.simd_levels())}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--backends")
+        names = ALL if wanted == "all" else wanted.split(",")
+        # A SIMD level of another architecture is no missing backend: it is left out, not skipped.
+        names = [n for n in names if not (n in LEVELS and n.partition("-")[2] not in (backends.simd_levels() or LEVELS))]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test inside `ef.using(...)` of one backend; the value is its name, such as "native-avx2"."""
+    reason = _unavailable(request.param)
+    if reason:
+        pytest.skip(reason)
+    name, _, simd = request.param.partition("-")
+    with ef.using(name, simd=simd or None):
+        yield request.param
