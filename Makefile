@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test build lint types bench
+.PHONY: help build run test pure lint types bench bench-smoke cpp asan tsan wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,3 +53,48 @@ lint: $(VENV)/.built $(VENV)/.lint-deps ## ruff and codespell
 types: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.lint-deps ## pyright on the code and on the completeness of public types
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/pyright --pythonpath $(PY) --verifytypes edgefast --ignoreexternal
+
+$(VENV)/.bench-deps: bench/requirements.txt pyproject.toml | $(VENV)/.built $(VENV)/.test-deps
+	$(PIP) install -r bench/requirements.txt
+	@touch $@
+
+bench: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.bench-deps ## all benchmarks against their peers: table, JSON, plot in bench-results/
+	@mkdir -p bench-results
+	$(PY) -m pytest bench --benchmark-only --passes 3 --benchmark-json=bench-results/raw.json --benchmark-columns=median -q $(ARGS)
+	$(PY) bench/report.py bench-results/raw.json bench-results
+
+bench-smoke: $(VENV)/.built $(VENV)/.test-deps ## every benchmark once, answers checked, nothing timed
+	$(PY) -m pytest bench --benchmark-disable -q $(ARGS)
+
+pure: $(VENV)/.test-deps ## the suite on the pure-Python package, as a machine without a compiler gets it
+	$(PYTHON) -m venv --clear .venv-pure
+	.venv-pure/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
+	EDGEFAST_NO_EXTENSIONS=1 .venv-pure/bin/python -m pip --disable-pip-version-check -q install '.[sklearn,cli]' --group test
+	.venv-pure/bin/python -m pytest tests $(ARGS)
+
+cpp: ## C++ unit tests of the lock-free parts
+	$(MAKE) -C csrc/tests unit
+
+tsan: ## C++ tests under ThreadSanitizer
+	$(MAKE) -C csrc/tests tsan
+
+# The sanitizer's runtime must come first in the process, and CPython's own allocator would hide errors from it.
+asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) -C csrc/tests asan
+	$(PYTHON) -m venv --clear .venv-asan
+	.venv-asan/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
+	EDGEFAST_SANITIZE=address,undefined EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-asan/bin/python -m pip --disable-pip-version-check -q install '.[sklearn,cli]' --group test
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  .venv-asan/bin/python -m pytest tests -s -p no:faulthandler $(ARGS)
+
+wheel: $(VENV)/.created ## sdist, a tested wheel for every CPython >= 3.11 found, and the pure wheel, in dist/
+	$(PY) tools/wheels.py $(ARGS)
+
+docs: $(VENV)/.built ## check that the documentation's examples run
+	$(PY) -m doctest -o ELLIPSIS docs/*.md README.md
+
+clean: ## remove everything the build made
+	rm -rf .venv .venv-pure .venv-asan build dist bench-results run-output src/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find src -name '*.so' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 Knobs (environment variables):
     EDGEFAST_NO_EXTENSIONS=1        build the pure-Python package
-    EDGEFAST_REQUIRE_EXTENSIONS=1   a failed native build is fatal (implied by CIBUILDWHEEL, CONDA_BUILD, PIWHEELS_BUILD)
+    EDGEFAST_REQUIRE_EXTENSIONS=1   a failed native build is fatal (CIBUILDWHEEL, CONDA_BUILD, PIWHEELS_BUILD imply it)
     EDGEFAST_DEBUG=1                -O0 -g, assertions on
     EDGEFAST_SANITIZE=address,undefined | thread
     EDGEFAST_COVERAGE=1             gcov instrumentation
@@ -81,11 +81,13 @@ def extensions() -> list[Extension]:
             define_macros=[("EDGEFAST_VERSION", f'"{version()}"')],
             # -isystem: warnings are about our code, not about pybind11's and Python's headers.
             extra_compile_args=cflags + (extra or []) + [f"-isystem{d}" for d in [*(includes or []), *python_includes]],
-            extra_link_args=ldflags + ["-pthread"],
+            extra_link_args=[*ldflags, "-pthread"],
             language="c++",
         )
 
-    kernels = sorted(str(p.relative_to(ROOT)) for d in ("common", "sketch", "aggregate") for p in (ROOT / "csrc" / d).glob("*.cpp"))
+    kernels = sorted(
+        str(p.relative_to(ROOT)) for d in ("common", "sketch", "aggregate") for p in (ROOT / "csrc" / d).glob("*.cpp")
+    )
     bindings = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/bindings").glob("kernels*.cpp"))
     exts = [extension("edgefast._native", kernels + bindings, includes=[pybind11.get_include()])]
     if (ROOT / "csrc/bindings/object_queue.cpp").exists():
@@ -94,7 +96,11 @@ def extensions() -> list[Extension]:
     if cython_sources:
         generated = [
             # Cython's generated code is not ours to keep free of shadowing and unused helpers.
-            extension(p.removeprefix("src/").removesuffix(".pyx").replace("/", "."), [p], extra=["-Wno-shadow", "-Wno-unused-function"])
+            extension(
+                p.removeprefix("src/").removesuffix(".pyx").replace("/", "."),
+                [p],
+                extra=["-Wno-shadow", "-Wno-unused-function", "-Wno-error"],
+            )
             for p in cython_sources
         ]
         exts += cythonize(
@@ -131,10 +137,27 @@ class ParallelBuildExt(build_ext):
             includes = [f"-I{d}" for d in ext.include_dirs]
             objects = []
             for source in ext.sources:
-                obj = Path(self.build_temp) / ext.name / (Path(source).with_suffix(".o").as_posix().replace("/", "__").replace("..", "_"))
+                obj = (
+                    Path(self.build_temp)
+                    / ext.name
+                    / (Path(source).with_suffix(".o").as_posix().replace("/", "__").replace("..", "_"))
+                )
                 obj.parent.mkdir(parents=True, exist_ok=True)
                 driver = list(getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so)
-                command = [*driver, *macros, *includes, *ext.extra_compile_args, "-fPIC", "-MMD", "-MF", f"{obj}.d", "-c", source, "-o", str(obj)]
+                command = [
+                    *driver,
+                    *macros,
+                    *includes,
+                    *ext.extra_compile_args,
+                    "-fPIC",
+                    "-MMD",
+                    "-MF",
+                    f"{obj}.d",
+                    "-c",
+                    source,
+                    "-o",
+                    str(obj),
+                ]
                 objects.append(str(obj))
                 if self.force or not self._fresh(obj, command):
                     jobs.append((obj, command, source))
@@ -182,7 +205,9 @@ def build_native() -> list[Extension]:
     """
     try:
         modules = extensions()
-        command = ParallelBuildExt(Distribution({"name": "edgefast", "script_name": "setup.py", "ext_modules": modules}))
+        command = ParallelBuildExt(
+            Distribution({"name": "edgefast", "script_name": "setup.py", "ext_modules": modules})
+        )
         command.ensure_finalized()
         command.run()
     except (Exception, SystemExit) as error:
@@ -194,9 +219,13 @@ def main() -> None:
     pure = flag("EDGEFAST_NO_EXTENSIONS")
     required = [n for n in ("EDGEFAST_REQUIRE_EXTENSIONS", "CIBUILDWHEEL", "CONDA_BUILD", "PIWHEELS_BUILD") if flag(n)]
     if pure and flag("EDGEFAST_REQUIRE_EXTENSIONS"):
-        raise SystemExit("EDGEFAST_NO_EXTENSIONS and EDGEFAST_REQUIRE_EXTENSIONS are both set: expected at most one of them")
+        raise SystemExit(
+            "EDGEFAST_NO_EXTENSIONS and EDGEFAST_REQUIRE_EXTENSIONS are both set: expected at most one of them"
+        )
     os.chdir(ROOT)
-    builds = any(command in sys.argv for command in ("build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"))
+    builds = any(
+        command in sys.argv for command in ("build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop")
+    )
     if pure or not builds:  # metadata and sdist need no compiler
         setup()
         return

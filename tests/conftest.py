@@ -44,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"edgefast {ef.__version__}: backends {', '.join(ef.available_backends())}; simd {', '.join(backends.simd_levels())}"
+    names, levels = ", ".join(ef.available_backends()), ", ".join(backends.simd_levels())
+    return f"edgefast {ef.__version__}: backends {names}; simd {levels}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,7 +53,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = metafunc.config.getoption("--backends")
         names = ALL if wanted == "all" else wanted.split(",")
         # A SIMD level of another architecture is no missing backend: it is left out, not skipped.
-        names = [n for n in names if not (n in LEVELS and n.partition("-")[2] not in (backends.simd_levels() or LEVELS))]
+        names = [
+            n for n in names if not (n in LEVELS and n.partition("-")[2] not in (backends.simd_levels() or LEVELS))
+        ]
         metafunc.parametrize("backend", names, indirect=True)
 
 

@@ -164,9 +164,7 @@ def num_threads(requested: int | None = None) -> int:
 
 
 @contextlib.contextmanager
-def using(
-    backend: str | None = None, *, simd: str | None = None, num_threads: int | None = None
-) -> Iterator[None]:
+def using(backend: str | None = None, *, simd: str | None = None, num_threads: int | None = None) -> Iterator[None]:
     """Choose backend, SIMD level and thread count of array kernels inside a `with` block.
 
     The choice belongs to the current context (contextvars): other threads and tasks are not affected, and a thread
