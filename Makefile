@@ -52,7 +52,7 @@ lint: $(VENV)/.built $(VENV)/.lint-deps ## ruff and codespell
 
 types: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.lint-deps ## pyright on the code and on the completeness of public types
 	$(VENV)/bin/pyright --pythonpath $(PY)
-	$(VENV)/bin/pyright --pythonpath $(PY) --verifytypes edgefast --ignoreexternal
+	PYTHONPATH=src $(VENV)/bin/pyright --pythonpath $(PY) --verifytypes edgefast --ignoreexternal
 
 $(VENV)/.bench-deps: bench/requirements.txt pyproject.toml | $(VENV)/.built $(VENV)/.test-deps
 	$(PIP) install -r bench/requirements.txt
