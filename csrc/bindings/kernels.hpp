@@ -15,4 +15,7 @@ struct Kernels {
 
 using KernelsClass = pybind11::class_<Kernels>;
 
+void register_sketch(KernelsClass& kernels);
+void register_aggregate(KernelsClass& kernels);
+
 }  // namespace ef

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 
 __all__ = ["available_cpus", "parse_num_threads"]
 
 
+@functools.cache  # a container's quota is fixed when it starts; the affinity mask is not, and is cheap to ask
 def _cgroup_quota() -> float:
     """CPUs granted by the cgroup's bandwidth controller (v2, then v1); infinity when there is no limit."""
     try:

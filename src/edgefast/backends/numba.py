@@ -7,6 +7,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from edgefast.backends import entries
+from edgefast.backends.table import Array
+
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """numba.njit on first call. fastmath stays off: results have to match the other backends bit for bit."""
@@ -26,5 +31,84 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # --- sketch -----------------------------------------------------------------------------------------------------
+
+_FEATURES = 2048  # features at a time: bounds the tables
+
+
+@_jit
+def _stack_add(x: Any, sums: Any, buckets: Any, signs: Any) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            v = x[i, j]
+            for r in range(buckets.shape[1]):
+                if signs[j, r] > 0:
+                    sums[i, buckets[j, r]] += v
+                else:
+                    sums[i, buckets[j, r]] -= v
+
+
+@_jit
+def _fwht(a: Any) -> None:
+    n = a.shape[1]
+    for row in range(a.shape[0]):
+        h = 1
+        while h < n:
+            for base in range(0, n, 2 * h):
+                for i in range(base, base + h):
+                    x = a[row, i]
+                    y = a[row, i + h]
+                    a[row, i] = x + y
+                    a[row, i + h] = x - y
+            h *= 2
+
+
+@_jit
+def _rademacher_add(x: Any, sums: Any, signs: Any) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            v = x[i, j]
+            for o in range(sums.shape[1]):
+                sums[i, o] += v * signs[j, o]
+
+
+def _plain(x: Array) -> Array:
+    """An array numba has a type for: aligned and writeable flags as it expects, C order so one compilation serves."""
+    return np.require(x, requirements=["C", "A", "W"])
+
+
+def sparse_stack_transform(x: Array, out: Array, seed: int, nnz: int, scale: float, num_threads: int, /) -> None:
+    out[...] = 0
+    for j0 in range(0, x.shape[1], _FEATURES):
+        block = _plain(x[:, j0 : j0 + _FEATURES])
+        _stack_add(block, out, *entries.sparse_stack_table(seed, out.shape[1], nnz, j0, j0 + block.shape[1]))
+    out *= out.dtype.type(scale)
+
+
+def srht_transform(x: Array, out: Array, seed: int, rows: Array, scale: float, num_threads: int, /) -> None:
+    n, d = x.shape
+    padded = 1 << max(0, d - 1).bit_length()
+    signs = entries.srht_signs(seed, 0, d).astype(out.dtype)
+    step = max(1, (1 << 22) // padded)
+    for r0 in range(0, n, step):
+        block = np.zeros((min(step, n - r0), padded), out.dtype)
+        np.multiply(x[r0 : r0 + step], signs, out=block[:, :d])
+        _fwht(block)
+        np.multiply(block[:, rows], out.dtype.type(scale), out=out[r0 : r0 + len(block)])
+
+
+def rademacher_transform(x: Array, out: Array, seed: int, scale: float, num_threads: int, /) -> None:
+    out[...] = 0
+    for j0 in range(0, x.shape[1], _FEATURES):
+        block = _plain(x[:, j0 : j0 + _FEATURES])
+        signs = entries.rademacher_signs(seed, out.shape[1], j0, j0 + block.shape[1])
+        _rademacher_add(block, out, signs.astype(out.dtype))
+    out *= out.dtype.type(scale)
+
+
+def fwht_rows(a: Array, scale: float, num_threads: int, /) -> None:
+    _fwht(a)
+    if scale != 1.0:
+        a *= a.dtype.type(scale)
+
 
 # --- aggregate --------------------------------------------------------------------------------------------------
