@@ -26,7 +26,8 @@ $(VENV)/.build-deps: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.build-deps
-	$(PIP) install --no-build-isolation -e '.[cli,sklearn]'
+	# Required here: a silent fall-back to pure Python would leave the last build's extensions in the source tree.
+	EDGEFAST_REQUIRE_EXTENSIONS=1 $(PIP) install --no-build-isolation -e '.[cli,sklearn]'
 	@touch $@
 
 $(VENV)/.test-deps: pyproject.toml | $(VENV)/.built

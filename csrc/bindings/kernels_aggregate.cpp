@@ -1,4 +1,179 @@
+// Aggregation kernels over lists of arrays. The Python layer has validated the arrays with first_mismatch; what
+// memory safety needs (dtype, size, contiguity) is checked again here, at the price of a few loads per array.
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "aggregate/mean.hpp"
 #include "bindings/kernels.hpp"
+
+namespace py = pybind11;
+
 namespace ef {
-void register_aggregate(KernelsClass&) {}
+
+namespace {
+
+DType dtype_of(const py::array& a) {
+    const py::dtype dt = a.dtype();
+    const char kind = dt.kind();
+    const auto size = dt.itemsize();
+    if (dt.byteorder() != '>') {
+        switch (kind) {
+            case 'f':
+                if (size == 2) return DType::f16;
+                if (size == 4) return DType::f32;
+                if (size == 8) return DType::f64;
+                break;
+            case 'i':
+                if (size == 1) return DType::i8;
+                if (size == 2) return DType::i16;
+                if (size == 4) return DType::i32;
+                if (size == 8) return DType::i64;
+                break;
+            case 'u':
+                if (size == 1) return DType::u8;
+                if (size == 2) return DType::u16;
+                if (size == 4) return DType::u32;
+                if (size == 8) return DType::u64;
+                break;
+            case 'b':
+                return DType::boolean;
+            default:
+                break;
+        }
+    }
+    throw py::value_error("unsupported dtype");
+}
+
+const py::detail::PyArray_Proxy* proxy(PyObject* object) {
+    if (!py::isinstance<py::array>(py::handle(object))) throw py::type_error("expected a list of numpy arrays");
+    return py::detail::array_proxy(object);
+}
+
+bool c_contiguous(const py::detail::PyArray_Proxy* a) {
+    return (a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
+}
+
+std::vector<TensorSpec> specs_of(const py::list& arrays) {
+    std::vector<TensorSpec> specs;
+    specs.reserve(arrays.size());
+    for (py::handle h : arrays) {
+        proxy(h.ptr());
+        const auto a = py::reinterpret_borrow<py::array>(h);
+        specs.push_back({dtype_of(a), static_cast<int64_t>(a.size())});
+    }
+    return specs;
+}
+
+int64_t size_of(const py::detail::PyArray_Proxy* a) {
+    int64_t n = 1;
+    for (int i = 0; i < a->nd; ++i) n *= a->dimensions[i];
+    return n;
+}
+
+// Data pointers of `arrays`, each contiguous and of the spec's size and the model's dtype.
+void pointers(const py::list& arrays, const py::list& model, const std::vector<TensorSpec>& specs,
+              std::vector<const void*>& out) {
+    if (arrays.size() != specs.size()) throw py::value_error("expected as many arrays as the model has");
+    for (size_t t = 0; t < specs.size(); ++t) {
+        PyObject* const object = PyList_GET_ITEM(arrays.ptr(), static_cast<Py_ssize_t>(t));
+        const auto* a = proxy(object);
+        const auto* m = py::detail::array_proxy(PyList_GET_ITEM(model.ptr(), static_cast<Py_ssize_t>(t)));
+        if (!c_contiguous(a) || size_of(a) != specs[t].size ||
+            (a->descr != m->descr && dtype_of(py::reinterpret_borrow<py::array>(object)) != specs[t].dtype))
+            throw py::value_error("array does not fit the model");
+        out.push_back(a->data);
+    }
+}
+
+std::vector<void*> targets(const py::list& arrays, const std::vector<TensorSpec>& specs) {
+    if (arrays.size() != specs.size()) throw py::value_error("expected as many outputs as tensors");
+    std::vector<void*> out;
+    for (size_t t = 0; t < specs.size(); ++t) {
+        PyObject* const object = PyList_GET_ITEM(arrays.ptr(), static_cast<Py_ssize_t>(t));
+        const auto* a = proxy(object);
+        const auto array = py::reinterpret_borrow<py::array>(object);
+        if (!c_contiguous(a) || size_of(a) != specs[t].size || dtype_of(array) != specs[t].dtype || !array.writeable())
+            throw py::value_error("output does not fit the model");
+        out.push_back(const_cast<char*>(a->data));
+    }
+    return out;
+}
+
+std::vector<double*> sums_of(const py::list& arrays, const std::vector<TensorSpec>& specs) {
+    std::vector<TensorSpec> doubles = specs;
+    for (TensorSpec& s : doubles) s.dtype = DType::f64;
+    std::vector<double*> out;
+    for (void* p : targets(arrays, doubles)) out.push_back(static_cast<double*>(p));
+    return out;
+}
+
+bool weighted_mean(const Kernels& self, const py::list& rows, const std::vector<double>& weights, double total,
+                   const py::list& outputs, int threads) {
+    if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
+    const auto specs = specs_of(outputs);
+    const auto out = targets(outputs, specs);
+    std::vector<const void*> inputs;
+    inputs.reserve(rows.size() * specs.size());
+    for (py::handle row : rows) {
+        if (!PyList_Check(row.ptr())) throw py::type_error("expected a list of lists of arrays");
+        pointers(py::reinterpret_borrow<py::list>(row), outputs, specs, inputs);
+    }
+    py::gil_scoped_release release;
+    return mean_kernels(self.isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), total,
+                                       specs.data(), static_cast<int64_t>(specs.size()), out.data(), threads);
+}
+
+void add_weighted(const Kernels& self, const py::list& update, double weight, const py::list& sums, int threads) {
+    const auto specs = specs_of(update);
+    std::vector<const void*> inputs;
+    pointers(update, update, specs, inputs);
+    const auto out = sums_of(sums, specs);
+    py::gil_scoped_release release;
+    mean_kernels(self.isa).add(inputs.data(), weight, specs.data(), static_cast<int64_t>(specs.size()), out.data(),
+                               threads);
+}
+
+void finish_mean(const Kernels& self, const py::list& sums, double total, const py::list& outputs, int threads) {
+    const auto specs = specs_of(outputs);
+    const auto out = targets(outputs, specs);
+    const auto in = sums_of(sums, specs);
+    py::gil_scoped_release release;
+    mean_kernels(self.isa).finish(in.data(), total, specs.data(), static_cast<int64_t>(specs.size()), out.data(),
+                                  threads);
+}
+
+bool all_finite(const Kernels& self, const py::list& update, int threads) {
+    const auto specs = specs_of(update);
+    std::vector<const void*> inputs;
+    pointers(update, update, specs, inputs);
+    py::gil_scoped_release release;
+    return mean_kernels(self.isa).all_finite(inputs.data(), specs.data(), static_cast<int64_t>(specs.size()), threads);
+}
+
+// Index of the first array that is not a C-contiguous numpy array of the model's dtype and shape, or -1.
+int64_t first_mismatch(const Kernels&, const py::list& arrays, const py::list& model) {
+    if (arrays.size() != model.size()) throw py::value_error("expected as many arrays as the model has");
+    for (size_t t = 0; t < model.size(); ++t) {
+        PyObject* const object = PyList_GET_ITEM(arrays.ptr(), static_cast<Py_ssize_t>(t));
+        if (!py::isinstance<py::array>(py::handle(object))) return static_cast<int64_t>(t);
+        const auto* a = py::detail::array_proxy(object);
+        const auto* m = proxy(PyList_GET_ITEM(model.ptr(), static_cast<Py_ssize_t>(t)));
+        if (a->descr != m->descr || a->nd != m->nd || !c_contiguous(a) ||
+            std::memcmp(a->dimensions, m->dimensions, sizeof(Py_ssize_t) * static_cast<size_t>(a->nd)) != 0)
+            return static_cast<int64_t>(t);
+    }
+    return -1;
+}
+
+}  // namespace
+
+void register_aggregate(KernelsClass& kernels) {
+    kernels.def("weighted_mean", &weighted_mean);
+    kernels.def("add_weighted", &add_weighted);
+    kernels.def("finish_mean", &finish_mean);
+    kernels.def("all_finite", &all_finite);
+    kernels.def("first_mismatch", &first_mismatch);
+}
+
 }  // namespace ef

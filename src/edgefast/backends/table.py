@@ -34,3 +34,21 @@ class Kernels(Protocol):
         ...
 
     # --- aggregate ----------------------------------------------------------------------------------------------
+    # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
+    # mean.hpp fixes the arithmetic: binary64, clients in order, one rounding per product and sum, one division.
+
+    def first_mismatch(self, arrays: list[Any], model: list[Array], /) -> int:
+        """Index of the first entry that is not a C-contiguous array of the model's dtype object and shape, or -1."""
+        ...
+
+    def weighted_mean(
+        self, rows: list[list[Array]], weights: list[float], total: float, out: list[Array], num_threads: int, /
+    ) -> bool:
+        """Writes the means; True when a sum was not finite."""
+        ...
+
+    def add_weighted(self, update: list[Array], weight: float, sums: list[Array], num_threads: int, /) -> None: ...
+
+    def finish_mean(self, sums: list[Array], total: float, out: list[Array], num_threads: int, /) -> None: ...
+
+    def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...

@@ -1,0 +1,65 @@
+"""Errors of aggregation: each names the client, the key, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Self
+
+__all__ = [
+    "DtypeMismatch",
+    "IntegerRange",
+    "NonFiniteUpdate",
+    "ShapeMismatch",
+    "StructureMismatch",
+    "UpdateError",
+    "ZeroWeightError",
+]
+
+
+class UpdateError(ValueError):
+    """An update that does not fit.
+
+    Attributes:
+        client: index of the update, or the name it was added under.
+        key: path of the tensor inside the update, such as "encoder.weight" or "[3]"; None for the whole update.
+        expected: what the template asks for.
+        got: what came.
+    """
+
+    def __init__(
+        self, message: str, *, client: object = None, key: str | None = None, expected: object = None, got: object = None
+    ) -> None:
+        super().__init__(message)
+        self.client = client
+        self.key = key
+        self.expected = expected
+        self.got = got
+
+    @classmethod
+    def of(cls, client: object, key: str | None, expected: object, got: object) -> Self:
+        """The error with its standard message."""
+        where = f"client {client}" + (f", key {key!r}" if key is not None else "")
+        return cls(f"{where}: expected {expected}, got {got}", client=client, key=key, expected=expected, got=got)
+
+
+class StructureMismatch(UpdateError):
+    """Other keys, another number of arrays, or another kind of container than the template's."""
+
+
+class ShapeMismatch(UpdateError):
+    """A tensor of another shape than the template's."""
+
+
+class DtypeMismatch(UpdateError):
+    """A tensor of another dtype than the template's, or of one that cannot be averaged."""
+
+
+class NonFiniteUpdate(UpdateError):
+    """NaN or infinity in an update while nonfinite="raise", or in every update while nonfinite="drop"."""
+
+
+class IntegerRange(UpdateError):
+    """An integer beyond 2**53 where ints="round" would lose its last digits."""
+
+
+class ZeroWeightError(UpdateError):
+    """No weight at all: the mean is not defined."""
