@@ -15,4 +15,6 @@ struct Kernels {
 
 using KernelsClass = pybind11::class_<Kernels>;
 
+void register_sketch(KernelsClass& kernels);
+
 }  // namespace ef

@@ -6,13 +6,56 @@ the arrays they are given, never keep them, and raise nothing.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Kernels"]
 
 
 class Kernels(Protocol):
     # --- sketch -------------------------------------------------------------------------------------------------
+    def philox_words(self, k0: int, k1: int, c0: int, c1: int, c2: int, c3: int, out: NDArray[np.uint64], /) -> None:
+        """Consecutive Philox4x64-10 blocks, the first at counter (c0, c1, c2, c3), into out (blocks, 4)."""
+
+    def stack_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
+        """Entries of sparse_stack's features first, first + 1, ...: bucket | negative << 31 into out (count, nnz)."""
+
+    def stack_transform(
+        self,
+        x: NDArray[Any],
+        table: NDArray[np.uint32] | None,
+        seed: int,
+        nnz: int,
+        scale: float,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Rows of x (any strides) into out (n, k), C-contiguous. Without a table the entries are drawn on the fly."""
+
+    def srht_transform(
+        self,
+        x: NDArray[Any],
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Rows of x (any strides): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
+
+    def rademacher_transform(
+        self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) times +-1 entries drawn on the fly."""
+
+    def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
+        """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
+
 
     # --- aggregate ----------------------------------------------------------------------------------------------
     pass
