@@ -60,14 +60,46 @@ EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count
     }
 }
 
+// Negates the tile into the vectors behind it, so that an entry's sign is part of its address, and adds by output: the
+// accumulator of an output stays in a register for all terms of the tile. Feature by feature, every term would be a
+// load that waits for a recent store to the same place.
+template <class T>
+EF_INLINE void add_planned(T* tile, int count, const uint16_t* plan, T* acc) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    for (int j = 0; j < count; ++j) store_as(tile + (count + j) * L, -load_as<V>(tile + j * L));
+    store_as(tile + 2 * count * L, V{});
+    const char* base = reinterpret_cast<const char*>(tile);
+    for (int classes = *plan++; classes > 0; --classes) {
+        const int pairs = *plan++, outputs = *plan++;
+        for (int o = 0; o < outputs; ++o) {
+            T* a = acc + static_cast<size_t>(*plan++) * L;
+            V sum = load_as<V>(a);
+            for (int i = 0; i < pairs; ++i, plan += 2) {
+                sum += load_as<V>(base + plan[0]);
+                sum += load_as<V>(base + plan[1]);
+            }
+            store_as(a, sum);
+        }
+    }
+}
+
 template <class T>
 void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* entries) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const int64_t k = job.components;
     __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
-    alignas(64) T tile[kTile * L];
-    for (int64_t j = 0; j < job.x.columns; j += kTile) {
+    alignas(64) T tile[(2 * kPlanBytes / EF_VECTOR_BYTES + 1) * L];
+    if (job.plan) {
+        constexpr int kFeatures = kPlanBytes / EF_VECTOR_BYTES;
+        for (int64_t j = 0; j < job.x.columns; j += kFeatures) {
+            const int count = job.x.columns - j < kFeatures ? static_cast<int>(job.x.columns - j) : kFeatures;
+            load_tile<T>(job.x, row, rows, j, count, tile);
+            add_planned<T>(tile, count, job.plan + job.plan_start[j / kFeatures], acc);
+        }
+    }
+    for (int64_t j = 0; j < job.x.columns && !job.plan; j += kTile) {
         const int count = job.x.columns - j < kTile ? static_cast<int>(job.x.columns - j) : kTile;
         const uint32_t* entry = job.table + j * job.nnz;
         if (!job.table) {

@@ -12,6 +12,7 @@
 // Aliasing: out must not overlap x. Alignment: none needed. Thread-safety: pure functions of their arguments.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/isa.hpp"
@@ -27,6 +28,9 @@ struct StackJob {
     int nnz;
     double scale;
     char* out;  // rows * components, contiguous
+    // Filled in by stack_transform: the entries by tile and output.
+    const uint16_t* plan = nullptr;
+    const int64_t* plan_start = nullptr;
 };
 
 // Packed entries of features [first, first + count) into out[count][nnz].
