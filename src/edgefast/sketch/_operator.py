@@ -186,7 +186,7 @@ class SketchOperator:
 
         Examples:
             >>> hex(SketchOperator("srht", 100, 10).fingerprint)
-            '0x0'
+            '0x926d7f0c5dd9fb51'
         """
         return int.from_bytes(hashlib.sha256(self._descriptor).digest()[:8], "little")
 
