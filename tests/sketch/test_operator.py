@@ -69,7 +69,7 @@ def reference(op: SketchOperator, X: np.ndarray) -> np.ndarray:
         for j in range(op.n_features):
             hit = matrix[:, j] != 0
             acc[:, hit] += X[:, j, None] * matrix[hit, j]
-    return acc * X.dtype.type(op.scale)
+    return np.ascontiguousarray(acc * X.dtype.type(op.scale))
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
