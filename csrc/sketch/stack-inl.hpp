@@ -19,7 +19,11 @@ EF_INLINE void load_tile(const StridedMatrix& x, int64_t row, int rows, int64_t 
         for (; j + L <= count; j += L) {
             V v[L];
 #pragma GCC unroll 16
-            for (int r = 0; r < L; ++r) v[r] = load_as<V>(source[r] + j * sizeof(T));
+            for (int r = 0; r < L; ++r) {
+                v[r] = load_as<V>(source[r] + j * sizeof(T));
+                // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
+                __builtin_prefetch(source[r] + j * sizeof(T) + kPlanBytes / EF_VECTOR_BYTES * sizeof(T), 0, 2);
+            }
             transpose<L>(v);
 #pragma GCC unroll 16
             for (int r = 0; r < L; ++r) store_as(tile + (j + r) * L, v[r]);
