@@ -64,3 +64,15 @@ def test_hadamard_matmul(benchmark: Any, contender: Any, case: Any) -> None:
         np.testing.assert_allclose(x @ matrix, expected, rtol=1e-3, atol=1e-3)
         contender(benchmark, "scipy hadamard matmul", bytes=2 * x.nbytes)
         benchmark(lambda: x @ matrix)
+
+
+@CASE
+def test_fht_cpu(benchmark: Any, contender: Any, case: Any) -> None:
+    fht_cpu = pytest.importorskip("fht_cpu")
+    x, expected = setup(benchmark, case)
+    rows = x.copy()
+    fht_cpu.fht_2d_f32_rows(rows, case[2])
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-2)
+    work = np.zeros_like(x)  # in place, again and again: zeros stay finite
+    contender(benchmark, "fht-cpu", bytes=2 * x.nbytes)
+    benchmark(fht_cpu.fht_2d_f32_rows, work, case[2])

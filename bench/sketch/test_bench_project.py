@@ -1,4 +1,4 @@
-"""Projection of rows: our operators against scikit-learn's fitted GaussianRandomProjection and SparseRandomProjection."""
+"""Projection of rows: our operators against scikit-learn's fitted random projections."""
 
 from __future__ import annotations
 

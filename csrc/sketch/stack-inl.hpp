@@ -1,3 +1,6 @@
+// 32-byte vectors for AVX-512 machines too: the accumulators and the tile of 16 rows crowd each other out of a 32 KiB
+// L1 cache, and wider vectors were no faster (measured on Zen 4).
+#if !defined(EF_TARGET_AVX512)
 namespace ef {
 namespace EF_ISA {
 namespace {
@@ -76,7 +79,23 @@ EF_INLINE void add_planned(T* tile, int count, const uint16_t* plan, T* acc) {
     const char* base = reinterpret_cast<const char*>(tile);
     for (int classes = *plan++; classes > 0; --classes) {
         const int pairs = *plan++, outputs = *plan++;
-        for (int o = 0; o < outputs; ++o) {
+        int o = 0;
+        // Two outputs at a time: twice the independent additions in flight, half the branches.
+        for (; o + 1 < outputs; o += 2, plan += 2 * (2 * pairs + 1)) {
+            const uint16_t* other = plan + 2 * pairs + 1;
+            T* a = acc + static_cast<size_t>(plan[0]) * L;
+            T* b = acc + static_cast<size_t>(other[0]) * L;
+            V sum_a = load_as<V>(a), sum_b = load_as<V>(b);
+            for (int i = 1; i < 2 * pairs; i += 2) {
+                sum_a += load_as<V>(base + plan[i]);
+                sum_b += load_as<V>(base + other[i]);
+                sum_a += load_as<V>(base + plan[i + 1]);
+                sum_b += load_as<V>(base + other[i + 1]);
+            }
+            store_as(a, sum_a);
+            store_as(b, sum_b);
+        }
+        if (o < outputs) {
             T* a = acc + static_cast<size_t>(*plan++) * L;
             V sum = load_as<V>(a);
             for (int i = 0; i < pairs; ++i, plan += 2) {
@@ -183,3 +202,4 @@ static void stack_rows_f64(const StackJob& job, int64_t begin, int64_t end, void
 
 }  // namespace EF_ISA
 }  // namespace ef
+#endif

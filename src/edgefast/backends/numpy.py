@@ -24,7 +24,9 @@ def stack_table(seed: int, n_components: int, first: int, out: NDArray[np.uint32
 
 
 @functools.lru_cache(maxsize=16)
-def _stack_rounds(seed: int, k: int, nnz: int, first: int, count: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _stack_rounds(
+    seed: int, k: int, nnz: int, first: int, count: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """The entries of some features as rounds (outputs, sources), at most one term for an output in each.
 
     Round m holds the m-th entry of every output, in ascending order of features: adding round after round gives each

@@ -56,6 +56,4 @@ class Kernels(Protocol):
     def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
 
-
     # --- aggregate ----------------------------------------------------------------------------------------------
-    pass

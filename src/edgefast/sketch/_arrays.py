@@ -46,7 +46,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
 
 
 def threads_for(work: int, grain: int, requested: int | None) -> int:
-    """Threads for `work` units; finding the default costs more than a small call, so it is looked up only above `grain`.
+    """Threads for `work` units; the default costs more to find than a small call, so only above `grain`.
 
     Raises:
         TypeError, ValueError: `requested` is not a positive integer.

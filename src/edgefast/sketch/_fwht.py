@@ -68,7 +68,7 @@ def fwht(
     scale = 1.0 / math.sqrt(length) if norm == "ortho" else 1.0
 
     last = x if axis in (-1, x.ndim - 1) else np.moveaxis(x, axis, -1)
-    source = np.require(last, requirements="CA").reshape(-1, length)
+    source = np.require(last, requirements=["C", "A"]).reshape(-1, length)
     if last is x and out is None:
         result = np.empty(x.shape, x.dtype)
         target = result.reshape(-1, length)

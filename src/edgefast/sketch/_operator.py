@@ -125,9 +125,7 @@ class SketchOperator:
     _nnz: int
     _seed: int
 
-    def __init__(
-        self, kind: str, n_features: int, n_components: int, *, seed: int = 0, nnz: int = 8
-    ) -> None:
+    def __init__(self, kind: str, n_features: int, n_components: int, *, seed: int = 0, nnz: int = 8) -> None:
         if not isinstance(kind, str):
             raise TypeError(f"kind: expected a string, got {type(kind).__name__}")
         if kind not in _streams.KIND_NUMBERS:
@@ -139,8 +137,8 @@ class SketchOperator:
         entries = min(entries, k) if kind == "sparse_stack" else 0
         if kind == "srht" and k > _padded(d):
             raise ValueError(
-                f"n_components: expected at most {_padded(d)} for 'srht' (n_features={d} rounded up to a power of two), "
-                f"got {k}"
+                f"n_components: expected at most {_padded(d)} for 'srht' (n_features={d} rounded up to a power of "
+                f"two), got {k}"
             )
         set_ = object.__setattr__
         set_(self, "_kind", kind)
@@ -295,10 +293,11 @@ class SketchOperator:
             parity = index[:, None] & np.arange(d)
             for shift in (32, 16, 8, 4, 2, 1):
                 parity = parity ^ (parity >> shift)
-            matrix = 1.0 - 2.0 * ((parity & 1) ^ bits)
+            matrix = np.asarray(1.0 - 2.0 * ((parity & 1) ^ bits), np.float64)
         else:
-            matrix = 1.0 - 2.0 * _streams.rademacher_bits(self._seed, k, 0, d).T
-        return matrix * self.scale
+            matrix = np.asarray(1.0 - 2.0 * _streams.rademacher_bits(self._seed, k, 0, d).T, np.float64)
+        matrix *= self.scale
+        return matrix
 
     def _table(self, table: backends.Kernels) -> NDArray[np.uint32]:
         def make() -> tuple[NDArray[Any], ...]:
