@@ -68,14 +68,16 @@ def fwht(
     scale = 1.0 / math.sqrt(length) if norm == "ortho" else 1.0
 
     last = x if axis in (-1, x.ndim - 1) else np.moveaxis(x, axis, -1)
-    source = np.require(last, requirements=["C", "A"]).reshape(-1, length)
+    flags = last.flags
+    packed = last if flags.c_contiguous and flags.aligned else np.require(last, requirements=["C", "A"])
+    source = packed.reshape(-1, length)
     if last is x and out is None:
         result = np.empty(x.shape, x.dtype)
         target = result.reshape(-1, length)
     elif last is x and out is not None and out.flags.carray:
         result = out
         target = out.reshape(-1, length)
-        if source.ctypes.data != target.ctypes.data and np.may_share_memory(source, target):
+        if out is not x and np.may_share_memory(source, target):
             source = source.copy()
     else:
         target = source.copy() if np.may_share_memory(source, x) else source
