@@ -3,11 +3,12 @@ namespace ef {
 namespace EF_ISA {
 namespace mean {
 
-#include "common/vector-inl.hpp"
+#include "common/simd-inl.hpp"
+#include "common/lanes-inl.hpp"
 
-typedef Vec<double>::type V;
+typedef vf64 V;
 typedef int64_t VI __attribute__((vector_size(EF_VECTOR_BYTES)));
-constexpr int kLanes = Vec<double>::lanes;
+constexpr int kLanes = kLanesF64;
 
 // ---- one dtype at a time: kLanes elements to and from binary64 ---------------------------------------------------
 
@@ -22,7 +23,7 @@ struct Bool {
 template <class T>
 struct Element {
     typedef T small __attribute__((vector_size(sizeof(T) * kLanes)));
-    EF_INLINE V read(const T* p) { return __builtin_convertvector(load<small>(p), V); }
+    EF_INLINE V read(const T* p) { return __builtin_convertvector(load_as<small>(p), V); }
     EF_INLINE double read_one(const T* p) {
         T v;
         __builtin_memcpy(&v, p, sizeof(T));
@@ -39,14 +40,14 @@ struct Element {
 
 template <>
 struct Element<double> {
-    EF_INLINE V read(const double* p) { return load<V>(p); }
+    EF_INLINE V read(const double* p) { return load_as<V>(p); }
     EF_INLINE double read_one(const double* p) {
         double v;
         __builtin_memcpy(&v, p, sizeof(v));
         return v;
     }
     EF_INLINE void write_one(double* p, double mean) { __builtin_memcpy(p, &mean, sizeof(mean)); }
-    EF_INLINE void write(double* p, V mean) { store(p, mean); }
+    EF_INLINE void write(double* p, V mean) { store_as(p, mean); }
 };
 
 template <>
@@ -55,11 +56,11 @@ struct Element<float> {
     // Intrinsics where GCC 12 would split the conversion into halves and put them together again.
     EF_INLINE V read(const float* p) {
 #if defined(EF_TARGET_AVX512)
-        return (V)_mm512_cvtps_pd((__m256)load<small>(p));
+        return (V)_mm512_cvtps_pd((__m256)load_as<small>(p));
 #elif defined(EF_TARGET_AVX2)
-        return (V)_mm256_cvtps_pd((__m128)load<small>(p));
+        return (V)_mm256_cvtps_pd((__m128)load_as<small>(p));
 #else
-        return __builtin_convertvector(load<small>(p), V);
+        return __builtin_convertvector(load_as<small>(p), V);
 #endif
     }
     EF_INLINE double read_one(const float* p) {
@@ -73,11 +74,11 @@ struct Element<float> {
     }
     EF_INLINE void write(float* p, V mean) {
 #if defined(EF_TARGET_AVX512)
-        store(p, (small)_mm512_cvtpd_ps((__m512d)mean));
+        store_as(p, (small)_mm512_cvtpd_ps((__m512d)mean));
 #elif defined(EF_TARGET_AVX2)
-        store(p, (small)_mm256_cvtpd_ps((__m256d)mean));
+        store_as(p, (small)_mm256_cvtpd_ps((__m256d)mean));
 #else
-        store(p, __builtin_convertvector(mean, small));
+        store_as(p, __builtin_convertvector(mean, small));
 #endif
     }
 };
@@ -110,7 +111,7 @@ struct Element<Half> {
     typedef int32_t ints __attribute__((vector_size(4 * kLanes)));
     EF_INLINE V read(const Half* p) {
 #if defined(EF_TARGET_AVX512)
-        return (V)_mm512_cvtps_pd(_mm256_cvtph_ps(load<__m128i>(p)));
+        return (V)_mm512_cvtps_pd(_mm256_cvtph_ps(load_as<__m128i>(p)));
 #else
         return (V)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i_u*>(p))));
 #endif
@@ -119,15 +120,14 @@ struct Element<Half> {
         // Through float32 rounded to odd: rounding that to float16 gives what rounding the binary64 would.
         floats f = __builtin_convertvector(mean, floats);
         const V back = __builtin_convertvector(f, V);
-        typedef Vec<double>::bits Bits;
-        const Bits magnitude = Bits{} + 0x7fffffffffffffffull;
+        const vu64 magnitude = vu64{} + 0x7fffffffffffffffull;
         const VI inexact = (back != mean) & (mean == mean);
-        const VI above = inexact & ((V)((Bits)back & magnitude) > (V)((Bits)mean & magnitude));
+        const VI above = inexact & ((V)((vu64)back & magnitude) > (V)((vu64)mean & magnitude));
         ints bits = (ints)f + __builtin_convertvector(above, ints);  // a true lane is -1
         bits |= __builtin_convertvector(inexact, ints) & 1;
         f = (floats)bits;
 #if defined(EF_TARGET_AVX512)
-        store(p, _mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        store_as(p, _mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
         const __m128i half = _mm_cvtps_ph((__m128)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         _mm_storel_epi64(reinterpret_cast<__m128i_u*>(p), half);
@@ -174,7 +174,7 @@ static VI block(const T* const* x, const double* w, int count, int64_t n, double
     for (; i + kStep <= n; i += kStep) {
         V sum[4] = {};
         if (!first)
-            for (int v = 0; v < 4; ++v) sum[v] = load<V>(sums + i + v * kLanes);
+            for (int v = 0; v < 4; ++v) sum[v] = load_as<V>(sums + i + v * kLanes);
         for (int c = 0; c < count; ++c) {
             const T* p = x[c] + i;
             const V weight = V{} + w[c];
@@ -189,7 +189,7 @@ static VI block(const T* const* x, const double* w, int count, int64_t n, double
                 bad |= not_finite(sum[v]);
                 Element<T>::write(out + i + v * kLanes, sum[v] / total);
             } else {
-                store(sums + i + v * kLanes, sum[v]);
+                store_as(sums + i + v * kLanes, sum[v]);
             }
         }
     }
@@ -226,7 +226,7 @@ static void add_tile(const void* input, double weight, int64_t offset, int64_t n
     const T* x = static_cast<const T*>(input) + offset;
     sums += offset;
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(sums + i, load<V>(sums + i) + Element<T>::read(x + i) * weight);
+    for (; i + kLanes <= n; i += kLanes) store_as(sums + i, load_as<V>(sums + i) + Element<T>::read(x + i) * weight);
     for (; i < n; ++i) sums[i] += Element<T>::read_one(x + i) * weight;
 }
 
@@ -235,7 +235,7 @@ static void finish_tile(const double* sums, double total, int64_t offset, int64_
     T* out = static_cast<T*>(output) + offset;
     sums += offset;
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) Element<T>::write(out + i, load<V>(sums + i) / total);
+    for (; i + kLanes <= n; i += kLanes) Element<T>::write(out + i, load_as<V>(sums + i) / total);
     for (; i < n; ++i) Element<T>::write_one(out + i, sums[i] / total);
 }
 
@@ -307,21 +307,21 @@ struct MeanBody {
     const ef::TensorSpec* specs;
     int64_t tensors;
     void* const* outputs;
-    ef::Atomic<bool> bad;
+    bool bad;  // set by any thread, read after they were joined
     void operator()(int64_t t, int64_t offset, int64_t n) {
         bool found = false;
 #define EF_CALL(T) found = mean_tile<T>(inputs + t, weights, clients, tensors, total, offset, n, outputs[t])
         EF_FOR_DTYPE(specs[t].dtype, EF_CALL)
 #undef EF_CALL
-        if (found) bad.set(true);
+        if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
     }
 };
 
 static bool mean(const void* const* inputs, const double* weights, int64_t clients, double total,
                  const ef::TensorSpec* specs, int64_t tensors, void* const* outputs, int threads) noexcept {
-    MeanBody body = {inputs, weights, clients, total, specs, tensors, outputs, {}};
+    MeanBody body = {inputs, weights, clients, total, specs, tensors, outputs, false};
     walk(specs, tensors, clients, threads, body);
-    return body.bad.get();
+    return body.bad;
 }
 
 struct AddBody {
@@ -363,7 +363,7 @@ static void finish(const double* const* sums, double total, const ef::TensorSpec
 struct FiniteBody {
     const void* const* inputs;
     const ef::TensorSpec* specs;
-    ef::Atomic<bool> bad;
+    bool bad;  // set by any thread, read after they were joined
     void operator()(int64_t t, int64_t offset, int64_t n) {
         bool fine = true;
         switch (specs[t].dtype) {
@@ -372,21 +372,22 @@ struct FiniteBody {
             case ef::DType::f64: fine = finite_tile<double>(inputs[t], offset, n); break;
             default: break;
         }
-        if (!fine) bad.set(true);
+        if (!fine) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
     }
 };
 
 static bool all_finite(const void* const* inputs, const ef::TensorSpec* specs, int64_t tensors, int threads) noexcept {
-    FiniteBody body = {inputs, specs, {}};
+    FiniteBody body = {inputs, specs, false};
     walk(specs, tensors, 1, threads, body);
-    return !body.bad.get();
+    return !body.bad;
 }
 
 #undef EF_FOR_DTYPE
 
 }  // namespace mean
 
-const ef::MeanKernels kMean = {mean::mean, mean::add, mean::finish, mean::all_finite};
+static const ef::MeanKernels kMean = {mean::mean, mean::add, mean::finish, mean::all_finite};
+static const ef::MeanKernels* const kMeanTable = &kMean;
 
 }  // namespace EF_ISA
 }  // namespace ef

@@ -1,13 +1,14 @@
 #include "aggregate/mean.hpp"
 
 #include <cstdint>
-
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
+#include "common/dispatch.hpp"
 #include "common/half.hpp"
-#include "common/memory.hpp"
 #include "common/parallel.hpp"
 
 #define EF_BODY "aggregate/mean-inl.hpp"
@@ -15,6 +16,10 @@
 
 namespace ef {
 
-const MeanKernels& mean_kernels(Isa isa) noexcept { EF_PICK(isa, kMean) }
+namespace {
+const MeanKernels* const kTables[kIsaCount] = EF_PER_ISA(kMeanTable);
+}
+
+const MeanKernels& mean_kernels(Isa isa) noexcept { return *kTables[static_cast<int>(isa)]; }
 
 }  // namespace ef

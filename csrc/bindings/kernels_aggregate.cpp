@@ -1,5 +1,6 @@
 // Aggregation kernels over lists of arrays. The Python layer has validated the arrays with first_mismatch; what
 // memory safety needs (dtype, size, contiguity) is checked again here, at the price of a few loads per array.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -166,6 +167,35 @@ int64_t first_mismatch(const Kernels&, const py::list& arrays, const py::list& m
     return -1;
 }
 
+// Indices of the C-contiguous targets that share bytes with some array of the rows.
+std::vector<int64_t> overlapping(const Kernels&, const py::list& targets_list, const py::list& rows) {
+    struct Range {
+        const char* begin;
+        const char* end;  // of every range up to this one
+    };
+    std::vector<Range> ranges;
+    for (py::handle row : rows) {
+        for (py::handle h : py::reinterpret_borrow<py::list>(row)) {
+            const auto* a = proxy(h.ptr());
+            const int64_t bytes = size_of(a) * py::reinterpret_borrow<py::array>(h).itemsize();
+            if (bytes > 0) ranges.push_back({a->data, a->data + bytes});
+        }
+    }
+    const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
+    std::sort(ranges.begin(), ranges.end(), before);
+    for (size_t i = 1; i < ranges.size(); ++i) ranges[i].end = std::max(ranges[i].end, ranges[i - 1].end);
+    std::vector<int64_t> found;
+    for (size_t t = 0; t < targets_list.size(); ++t) {
+        PyObject* const object = PyList_GET_ITEM(targets_list.ptr(), static_cast<Py_ssize_t>(t));
+        const auto* a = proxy(object);
+        const int64_t bytes = size_of(a) * py::reinterpret_borrow<py::array>(object).itemsize();
+        // The last range that begins before the target ends reaches furthest of all that do.
+        const auto after = std::lower_bound(ranges.begin(), ranges.end(), Range{a->data + bytes, nullptr}, before);
+        if (bytes > 0 && after != ranges.begin() && (after - 1)->end > a->data) found.push_back(static_cast<int64_t>(t));
+    }
+    return found;
+}
+
 }  // namespace
 
 void register_aggregate(KernelsClass& kernels) {
@@ -174,6 +204,7 @@ void register_aggregate(KernelsClass& kernels) {
     kernels.def("finish_mean", &finish_mean);
     kernels.def("all_finite", &all_finite);
     kernels.def("first_mismatch", &first_mismatch);
+    kernels.def("overlapping", &overlapping);
 }
 
 }  // namespace ef

@@ -21,22 +21,3 @@ bool isa_supported(Isa isa) noexcept;
 Isa isa_best() noexcept;
 
 }  // namespace ef
-
-// The body of a lookup `const Table& f(Isa isa)`: the table `name` of that level.
-#if defined(__x86_64__)
-#define EF_PICK(isa, name)             \
-    switch (isa) {                     \
-        case ::ef::Isa::avx512:        \
-            return ::ef::avx512::name; \
-        case ::ef::Isa::avx2:          \
-            return ::ef::avx2::name;   \
-        default:                       \
-            return ::ef::scalar::name; \
-    }
-#elif defined(__aarch64__)
-#define EF_PICK(isa, name) return (isa) == ::ef::Isa::neon ? ::ef::neon::name : ::ef::scalar::name;
-#else
-#define EF_PICK(isa, name)  \
-    (void)(isa);            \
-    return ::ef::scalar::name;
-#endif

@@ -1,27 +1,36 @@
-// Fast Walsh-Hadamard transform (Sylvester order) over contiguous rows, in place.
+// Fast Walsh-Hadamard transform (Sylvester order, unnormalised) and the subsampled randomised one (SRHT).
 //
-// Numerics: arithmetic in T. Stages run with strides 1, 2, 4, ... as butterflies (a + b, a - b); every output is
-// computed by the same tree of additions whatever the SIMD level, radix or cache blocking, so the bits are the same
-// everywhere. The optional scale is one multiply per element at the very end.
-// Error: at most log2(n) * eps * ||x||_2 * sqrt(n) per entry (T's eps), before scaling.
-// Alignment: element alignment is not required. Aliasing: in place only. Thread-safety: no shared state.
+// Numerics: stages in ascending stride h = 1, 2, 4, ...; each replaces (a, b) at distance h by (a + b, a - b), one
+// rounding each, in the element type; one multiplication by `scale` at the end. Butterflies of a stage are disjoint,
+// so the bits depend on neither threads nor SIMD level nor blocking. Error: at most log2(n) * eps * sum |x|.
+// SRHT of a row: x zero-padded to n, signs applied, transformed, then out[c] = scale * H(sign x)[index[c]]; NaN results
+// are the one quiet NaN with a clear sign bit. In fwht the payload of a NaN result is unspecified.
+// Aliasing: fwht in == out is allowed, any other overlap is not. Alignment: none needed. Thread-safety: pure functions.
 #pragma once
 
 #include <cstdint>
 
 #include "common/isa.hpp"
+#include "sketch/matrix.hpp"
 
 namespace ef {
 
-// Transforms `rows` vectors of length n (a power of two, >= 1), `data` holding them one after the other.
-template <class T>
-using FwhtRows = void (*)(T* data, int64_t rows, int64_t n, T scale, int num_threads) noexcept;
-
-struct HadamardKernels {
-    FwhtRows<float> f32;
-    FwhtRows<double> f64;
+struct SrhtJob {
+    StridedMatrix x;
+    const uint64_t* signs;  // bit j % 64 of word j / 64: feature j is negated
+    const int64_t* index;   // components rows of H, each in [0, length)
+    int64_t components;
+    int64_t length;  // power of two >= columns
+    double scale;
+    char* out;  // rows * components, contiguous
 };
 
-const HadamardKernels& hadamard_kernels(Isa isa) noexcept;
+// `rows` contiguous vectors of `length` (a power of two) each.
+template <class T>
+void fwht(Isa isa, const T* in, T* out, int64_t rows, int64_t length, double scale, int num_threads) noexcept;
+
+// False when scratch memory could not be had; nothing has been written then.
+template <class T>
+bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept;
 
 }  // namespace ef

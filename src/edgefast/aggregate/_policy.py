@@ -1,4 +1,4 @@
-"""Arguments shared by weighted_mean and MeanAccumulator: weights, and what happens to integers and non-finite values."""
+"""Arguments weighted_mean and MeanAccumulator share: weights, and the policies for integers and non-finite values."""
 
 from __future__ import annotations
 

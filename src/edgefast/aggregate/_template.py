@@ -19,6 +19,7 @@ except ImportError:
 __all__ = ["Template"]
 
 DTYPES = tuple(np.dtype(c) for c in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"))
+_SHARED_BYTES = 4 << 20
 _DTYPE_NAMES = ", ".join(d.name for d in DTYPES)
 
 
@@ -108,7 +109,9 @@ class Template:
         else:
             children = structure[1]
             if not isinstance(node, (list, tuple)):
-                raise StructureMismatch.of(client, key, f"a {structure[0]} of {len(children)}", f"a {type(node).__name__}")
+                raise StructureMismatch.of(
+                    client, key, f"a {structure[0]} of {len(children)}", f"a {type(node).__name__}"
+                )
             if len(node) != len(children):
                 raise StructureMismatch.of(client, key, f"{len(children)} arrays", len(node))
             for i, child in enumerate(children):
@@ -139,7 +142,19 @@ class Template:
         return tuple(children) if structure[0] == "tuple" else children
 
     def new_arrays(self) -> list[Array]:
-        return [np.empty(a.shape, a.dtype) for a in self.arrays]
+        """Uninitialised arrays of the template's shapes and dtypes.
+
+        Models of many middle-sized tensors share one allocation: fresh pages cost more than the arithmetic, and the
+        kernel hands them out in larger units for one large block.
+        """
+        offsets = np.cumsum([0] + [(a.nbytes + 63) // 64 * 64 for a in self.arrays])
+        if len(self.arrays) < 2 or offsets[-1] < _SHARED_BYTES:
+            return [np.empty(a.shape, a.dtype) for a in self.arrays]
+        block = np.empty(int(offsets[-1]), np.uint8)
+        return [
+            block[o : o + a.nbytes].view(a.dtype).reshape(a.shape)
+            for o, a in zip(offsets[:-1].tolist(), self.arrays, strict=True)
+        ]
 
     def outputs(self, out: Any, inputs: list[list[Array]]) -> tuple[list[Array], list[tuple[Array, Array]]]:
         """Arrays for the kernel to write, and (from, to) copies to make afterwards, for the caller's `out`.
@@ -155,8 +170,6 @@ class Template:
             return self.new_arrays(), []
         leaves: list[Any] = []
         self._walk(self.structure, out, "", "out", leaves)
-        extents = np.array([_extent(a) for arrays in inputs for a in arrays], np.uint64).reshape(-1, 2)
-        starts, ends = extents[:, 0], extents[:, 1]
         targets: list[Array] = []
         copies: list[tuple[Array, Array]] = []
         for t, leaf in enumerate(leaves):
@@ -166,18 +179,16 @@ class Template:
             self._conform(leaf, t, "out")
             if not leaf.flags.writeable:
                 raise ValueError(f"{where}: expected a writeable array, got a read-only one")
-            low, high = _extent(leaf)
-            if leaf.flags.c_contiguous and not ((low < ends) & (starts < high)).any():
+            if leaf.flags.c_contiguous:
                 targets.append(np.asarray(leaf).view(self.arrays[t].dtype))
             else:
                 targets.append(np.empty(leaf.shape, self.arrays[t].dtype))
                 copies.append((targets[-1], leaf))
+        for t in backends.kernels().overlapping(targets, inputs):
+            fresh = np.empty_like(targets[t])
+            copies.append((fresh, targets[t]))
+            targets[t] = fresh
         return targets, copies
-
-
-def _extent(array: Array) -> tuple[int, int]:
-    """First and one past the last byte an array touches."""
-    return np.lib.array_utils.byte_bounds(array)
 
 
 def _as_array(node: Any, client: object, key: str | None) -> Array:

@@ -15,7 +15,7 @@ from edgefast import backends
 from edgefast.aggregate import _policy
 from edgefast.aggregate._policy import Ints, Nonfinite
 from edgefast.aggregate._template import DTYPES, Template
-from edgefast.aggregate.errors import NonFiniteUpdate, StructureMismatch, ZeroWeightError
+from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.table import Array
 
@@ -317,10 +317,14 @@ class MeanAccumulator:
         if zlib.crc32(body) != checksum:
             raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
         if _HEADER.size + meta_length > len(body):
-            raise ValueError(f"accumulator: expected {meta_length} bytes of description, got {len(body) - _HEADER.size}")
+            raise ValueError(
+                f"accumulator: expected {meta_length} bytes of description, got {len(body) - _HEADER.size}"
+            )
         payload = body[_HEADER.size + meta_length :]
         try:
-            return cls._restore(json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length])), payload, weight, count, dropped)
+            return cls._restore(
+                json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length])), payload, weight, count, dropped
+            )
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"accumulator: the description does not hold together ({error})") from None
 
@@ -365,7 +369,9 @@ class MeanAccumulator:
         if ints != "skip":
             self._sums = arrays
         else:
-            self._sums = [a if t in set(self._averaged) else s for t, (a, s) in enumerate(zip(arrays, self._sums, strict=True))]
+            self._sums = [
+                a if t in set(self._averaged) else s for t, (a, s) in enumerate(zip(arrays, self._sums, strict=True))
+            ]
         self._weight, self._count, self._dropped = weight, count, dropped
         return self
 

@@ -26,7 +26,13 @@ class UpdateError(ValueError):
     """
 
     def __init__(
-        self, message: str, *, client: object = None, key: str | None = None, expected: object = None, got: object = None
+        self,
+        message: str,
+        *,
+        client: object = None,
+        key: str | None = None,
+        expected: object = None,
+        got: object = None,
     ) -> None:
         super().__init__(message)
         self.client = client

@@ -75,7 +75,11 @@ def weighted_mean(
     _policy.check_choice(ints, "ints", _policy.INTS)
     _policy.check_choice(nonfinite, "nonfinite", _policy.NONFINITE)
     threads = backends.num_threads(num_threads)
-    if isinstance(updates, (dict, str, bytes)) or not hasattr(updates, "__len__") or not hasattr(updates, "__getitem__"):
+    if (
+        isinstance(updates, (dict, str, bytes))
+        or not hasattr(updates, "__len__")
+        or not hasattr(updates, "__getitem__")
+    ):
         raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
     if isinstance(updates, np.ndarray) and updates.ndim == 0:
         raise TypeError("updates: expected a sequence of updates, got a 0-d array")
@@ -132,5 +136,7 @@ def nonfinite_error(arrays: list[Array], keys: list[str], client: object) -> Non
             bad = ~np.isfinite(a)
             if bad.any():
                 value = a[bad][0]
-                return NonFiniteUpdate.of(client, key or None, "finite values", f"{value} ({int(bad.sum())} non-finite)")
+                return NonFiniteUpdate.of(
+                    client, key or None, "finite values", f"{value} ({int(bad.sum())} non-finite)"
+                )
     raise AssertionError("no non-finite value found")  # pragma: no cover

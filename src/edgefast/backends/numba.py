@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgefast.backends import entries
-from edgefast.backends.numpy import finish_mean, first_mismatch
+from edgefast.backends import streams
+
+# Nothing to win in a loop: drawing integers is C code in numpy already, and dividing sums is one pass.
+from edgefast.backends.numpy import finish_mean, first_mismatch, overlapping, philox_words, stack_table  # noqa: F401
 from edgefast.backends.table import Array
-
-# Nothing to win in a loop: the same code as the numpy backend's.
-__all__ = ["finish_mean", "first_mismatch"]
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,83 +36,131 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # --- sketch -----------------------------------------------------------------------------------------------------
 
-_FEATURES = 2048  # features at a time: bounds the tables
+_LANES = 16  # rows accumulated side by side
+_ROWS = 256  # rows copied out of the caller's array at a time: one layout, one compilation
+_FEATURES = 1 << 14  # features drawn at a time when there is no table
 
 
 @_jit
-def _stack_add(x: Any, sums: Any, buckets: Any, signs: Any) -> None:
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            v = x[i, j]
-            for r in range(buckets.shape[1]):
-                if signs[j, r] > 0:
-                    sums[i, buckets[j, r]] += v
+def _stack_add(part: NDArray[Any], table: NDArray[np.uint32], acc: NDArray[Any], tile: NDArray[Any]) -> None:
+    for group in range(acc.shape[0]):
+        rows = min(_LANES, part.shape[0] - group * _LANES)
+        for j in range(table.shape[0]):
+            for r in range(rows):
+                tile[r] = part[group * _LANES + r, j]
+            for e in range(table.shape[1]):
+                entry = table[j, e]
+                bucket = entry & 0x7FFFFFFF
+                if entry >> 31:
+                    for r in range(_LANES):
+                        acc[group, bucket, r] -= tile[r]
                 else:
-                    sums[i, buckets[j, r]] -= v
+                    for r in range(_LANES):
+                        acc[group, bucket, r] += tile[r]
 
 
 @_jit
-def _fwht(a: Any) -> None:
-    n = a.shape[1]
-    for row in range(a.shape[0]):
+def _stack_finish(acc: NDArray[Any], scale: Any, nan: Any, out: NDArray[Any]) -> None:
+    for i in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            y = acc[i // _LANES, c, i % _LANES] * scale
+            out[i, c] = y if y == y else nan
+
+
+@_jit
+def _fwht_rows(work: NDArray[Any], scale: Any) -> None:
+    n = work.shape[1]
+    for row in range(work.shape[0]):
         h = 1
         while h < n:
-            for base in range(0, n, 2 * h):
-                for i in range(base, base + h):
-                    x = a[row, i]
-                    y = a[row, i + h]
-                    a[row, i] = x + y
-                    a[row, i + h] = x - y
+            for i in range(0, n, 2 * h):
+                for j in range(i, i + h):
+                    a = work[row, j]
+                    b = work[row, j + h]
+                    work[row, j] = a + b
+                    work[row, j + h] = a - b
             h *= 2
+        for j in range(n):
+            work[row, j] *= scale
 
 
 @_jit
-def _rademacher_add(x: Any, sums: Any, signs: Any) -> None:
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            v = x[i, j]
-            for o in range(sums.shape[1]):
-                sums[i, o] += v * signs[j, o]
+def _take_finish(work: NDArray[Any], index: NDArray[np.int64], scale: Any, nan: Any, out: NDArray[Any]) -> None:
+    for i in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            y = work[i, index[c]] * scale
+            out[i, c] = y if y == y else nan
 
 
-def _plain(x: Array) -> Array:
-    """An array numba has a type for: aligned and writeable flags as it expects, C order so one compilation serves."""
-    return np.require(x, requirements=["C", "A", "W"])
+@_jit
+def _rademacher_add(part: NDArray[Any], entries: NDArray[Any], acc: NDArray[Any]) -> None:
+    for i in range(part.shape[0]):
+        for j in range(part.shape[1]):
+            value = part[i, j]
+            for c in range(entries.shape[1]):
+                acc[i, c] += value * entries[j, c]
 
 
-def sparse_stack_transform(x: Array, out: Array, seed: int, nnz: int, scale: float, num_threads: int, /) -> None:
-    out[...] = 0
-    for j0 in range(0, x.shape[1], _FEATURES):
-        block = _plain(x[:, j0 : j0 + _FEATURES])
-        _stack_add(block, out, *entries.sparse_stack_table(seed, out.shape[1], nnz, j0, j0 + block.shape[1]))
-    out *= out.dtype.type(scale)
+def stack_transform(
+    x: NDArray[Any],
+    table: NDArray[np.uint32] | None,
+    seed: int,
+    nnz: int,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
+    (n, d), k, real = x.shape, out.shape[1], x.dtype.type
+    rows = max(_LANES, min(_ROWS, (1 << 22) // k // _LANES * _LANES))
+    tile = np.zeros(_LANES, x.dtype)
+    for begin in range(0, n, rows):
+        part = x[begin : begin + rows]
+        acc = np.zeros((-(-part.shape[0] // _LANES), k, _LANES), x.dtype)
+        for first in range(0, d, _FEATURES):
+            count = min(_FEATURES, d - first)
+            if table is None:
+                entries = streams.stack_table(seed, k, nnz, first, count)
+            else:
+                entries = table[first : first + count].copy()
+            _stack_add(np.array(part[:, first : first + count], order="C"), entries, acc, tile)
+        _stack_finish(acc, real(scale), real(np.nan), out[begin : begin + rows])
 
 
-def srht_transform(x: Array, out: Array, seed: int, rows: Array, scale: float, num_threads: int, /) -> None:
-    n, d = x.shape
-    padded = 1 << max(0, d - 1).bit_length()
-    signs = entries.srht_signs(seed, 0, d).astype(out.dtype)
-    step = max(1, (1 << 22) // padded)
-    for r0 in range(0, n, step):
-        block = np.zeros((min(step, n - r0), padded), out.dtype)
-        np.multiply(x[r0 : r0 + step], signs, out=block[:, :d])
-        _fwht(block)
-        np.multiply(block[:, rows], out.dtype.type(scale), out=out[r0 : r0 + len(block)])
+def srht_transform(
+    x: NDArray[Any],
+    signs: NDArray[np.uint64],
+    index: NDArray[np.int64],
+    length: int,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
+    (n, d), real = x.shape, x.dtype.type
+    negative = np.unpackbits(signs.astype("<u8", copy=False).view(np.uint8), bitorder="little")[:d].astype(bool)
+    rows = max(1, (1 << 18) // length)
+    for begin in range(0, n, rows):
+        part = x[begin : begin + rows]
+        work = np.zeros((part.shape[0], length), x.dtype)
+        work[:, :d] = np.where(negative, -part, part)
+        _fwht_rows(work, real(1))
+        _take_finish(work, index, real(scale), real(np.nan), out[begin : begin + rows])
 
 
-def rademacher_transform(x: Array, out: Array, seed: int, scale: float, num_threads: int, /) -> None:
-    out[...] = 0
-    for j0 in range(0, x.shape[1], _FEATURES):
-        block = _plain(x[:, j0 : j0 + _FEATURES])
-        signs = entries.rademacher_signs(seed, out.shape[1], j0, j0 + block.shape[1])
-        _rademacher_add(block, out, signs.astype(out.dtype))
-    out *= out.dtype.type(scale)
+def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+    (n, d), k, real = x.shape, out.shape[1], x.dtype.type
+    acc = np.zeros((n, k), x.dtype)
+    chunk = max(1, min(d, (1 << 19) // k))  # features whose entries are held at a time
+    for first in range(0, d, chunk):
+        count = min(chunk, d - first)
+        entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(x.dtype)
+        _rademacher_add(np.array(x[:, first : first + count], order="C"), entries, acc)
+    _take_finish(acc, np.arange(k), real(scale), real(np.nan), out)
 
 
-def fwht_rows(a: Array, scale: float, num_threads: int, /) -> None:
-    _fwht(a)
-    if scale != 1.0:
-        a *= a.dtype.type(scale)
+def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> None:
+    if out is not x:
+        np.copyto(out, x)
+    _fwht_rows(out, x.dtype.type(scale))
 
 
 # --- aggregate --------------------------------------------------------------------------------------------------

@@ -2,88 +2,128 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgefast.backends import entries
+from edgefast.backends import streams
 from edgefast.backends.table import Array
 
 # --- sketch -----------------------------------------------------------------------------------------------------
-# The loops add feature by feature because the order of the sum is part of the contract: a matrix product would
-# be faster and give other bits.
 
-_ROWS = 4096  # rows at a time: bounds the transposed copies
-_FEATURES = 2048  # features at a time: bounds the tables
+_CHUNK = 8192  # features planned at a time
 
 
-def sparse_stack_transform(x: Array, out: Array, seed: int, nnz: int, scale: float, num_threads: int, /) -> None:
+def philox_words(k0: int, k1: int, c0: int, c1: int, c2: int, c3: int, out: NDArray[np.uint64]) -> None:
+    out[...] = streams.philox_words(k0, k1, (c0, c1, c2, c3), out.shape[0])
+
+
+def stack_table(seed: int, n_components: int, first: int, out: NDArray[np.uint32]) -> None:
+    out[...] = streams.stack_table(seed, n_components, out.shape[1], first, out.shape[0])
+
+
+@functools.lru_cache(maxsize=16)
+def _stack_rounds(
+    seed: int, k: int, nnz: int, first: int, count: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """The entries of some features as rounds (outputs, sources), at most one term for an output in each.
+
+    Round m holds the m-th entry of every output, in ascending order of features: adding round after round gives each
+    output its terms in the order the compiled loops have. Source j is feature j, source count + j its negative.
+    """
+    entries = streams.stack_table(seed, k, nnz, first, count).ravel()
+    buckets = (entries & np.uint32(0x7FFFFFFF)).astype(np.intp)
+    sources = np.repeat(np.arange(count), nnz) + count * (entries >> np.uint32(31)).astype(np.intp)
+    order = np.argsort(buckets, kind="stable")  # by output, features still ascending
+    buckets, sources = buckets[order], sources[order]
+    starts = np.flatnonzero(np.r_[True, buckets[1:] != buckets[:-1]])
+    rank = np.arange(buckets.size) - np.repeat(starts, np.diff(np.r_[starts, buckets.size]))
+    order = np.argsort(rank, kind="stable")
+    ends = np.cumsum(np.bincount(rank))[:-1]
+    return list(zip(np.split(buckets[order], ends), np.split(sources[order], ends), strict=True))
+
+
+def _finish(acc: NDArray[Any], scale: float, out: NDArray[Any]) -> None:
+    np.multiply(acc, acc.dtype.type(scale), out=out)
+    out[np.isnan(out)] = np.nan
+
+
+def stack_transform(
+    x: NDArray[Any],
+    table: NDArray[np.uint32] | None,
+    seed: int,
+    nnz: int,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
     n, d = x.shape
     k = out.shape[1]
-    one = out.dtype.type
-    for r0 in range(0, n, _ROWS):
-        rows = x[r0 : r0 + _ROWS]
-        m = len(rows)
-        sums = np.zeros((k, m), out.dtype)
-        for j0 in range(0, d, _FEATURES):
-            block = np.ascontiguousarray(rows[:, j0 : j0 + _FEATURES].T)
-            buckets, signs = entries.sparse_stack_table(seed, k, nnz, j0, j0 + len(block))
-            if m < 16:
-                # add.at adds in the order of its indices: feature by feature for each output.
-                terms = block[:, None, :] * signs[:, :, None].astype(out.dtype)
-                index = buckets[:, :, None] * m + np.arange(m)
-                np.add.at(sums.reshape(-1), index.reshape(-1), terms.reshape(-1))
-            else:
-                positive = signs > 0
-                for j in range(len(block)):
-                    for bucket, plus in zip(buckets[j], positive[j], strict=True):
-                        if plus:
-                            sums[bucket] += block[j]
-                        else:
-                            sums[bucket] -= block[j]
-        np.multiply(sums.T, one(scale), out=out[r0 : r0 + m])
+    rows = max(1, min(128, (1 << 22) // k))
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, rows):
+            part = x[begin : begin + rows].T
+            acc = np.zeros((k, part.shape[1]), x.dtype)
+            for first in range(0, d, _CHUNK):
+                block = part[first : first + _CHUNK]
+                signed = np.concatenate([block, -block])
+                for outputs, sources in _stack_rounds(seed, k, nnz, first, block.shape[0]):
+                    acc[outputs] += signed[sources]
+            _finish(acc.T, scale, out[begin : begin + rows])
 
 
-def srht_transform(x: Array, out: Array, seed: int, rows: Array, scale: float, num_threads: int, /) -> None:
+def srht_transform(
+    x: NDArray[Any],
+    signs: NDArray[np.uint64],
+    index: NDArray[np.int64],
+    length: int,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
     n, d = x.shape
-    padded = 1 << max(0, d - 1).bit_length()
-    signs = entries.srht_signs(seed, 0, d).astype(out.dtype)
-    step = max(1, (1 << 22) // padded)
-    for r0 in range(0, n, step):
-        block = np.zeros((min(step, n - r0), padded), out.dtype)
-        np.multiply(x[r0 : r0 + step], signs, out=block[:, :d])
-        fwht_rows(block, 1.0, num_threads)
-        np.multiply(block[:, rows], out.dtype.type(scale), out=out[r0 : r0 + len(block)])
+    negative = np.unpackbits(signs.astype("<u8", copy=False).view(np.uint8), bitorder="little")[:d].astype(bool)
+    rows = max(1, (1 << 16) // length)
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, rows):
+            part = x[begin : begin + rows]
+            work = np.zeros((part.shape[0], length), x.dtype)
+            work[:, :d] = np.where(negative, -part, part)
+            fwht(work, 1.0, work, 1)
+            _finish(work[:, index], scale, out[begin : begin + rows])
 
 
-def rademacher_transform(x: Array, out: Array, seed: int, scale: float, num_threads: int, /) -> None:
+def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
     n, d = x.shape
     k = out.shape[1]
-    step = max(1, (1 << 18) // max(1, k))
-    for r0 in range(0, n, step):
-        rows = x[r0 : r0 + step]
-        sums = np.zeros((len(rows), k), out.dtype)
-        term = np.empty_like(sums)
-        for j0 in range(0, d, _FEATURES):
-            signs = entries.rademacher_signs(seed, k, j0, min(d, j0 + _FEATURES)).astype(out.dtype)
-            for j in range(len(signs)):
-                np.multiply(rows[:, j0 + j, None], signs[j], out=term)
-                sums += term
-        np.multiply(sums, out.dtype.type(scale), out=out[r0 : r0 + len(rows)])
+    chunk = max(1, min(d, (1 << 21) // k))  # features whose entries are held at a time
+    acc = np.zeros((n, k), x.dtype)
+    with np.errstate(all="ignore"):
+        for first in range(0, d, chunk):
+            count = min(chunk, d - first)
+            entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(x.dtype)
+            acc += x[:, first : first + count] @ entries
+        _finish(acc, scale, out)
 
 
-def fwht_rows(a: Array, scale: float, num_threads: int, /) -> None:
-    m, n = a.shape
-    h = 1
-    while h < n:
-        pairs = a.reshape(m, n // (2 * h), 2, h)
-        low, high = pairs[:, :, 0, :], pairs[:, :, 1, :]
-        difference = low - high
-        low += high
-        high[...] = difference
-        h *= 2
-    if scale != 1.0:
-        a *= a.dtype.type(scale)
+def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> None:
+    n, length = x.shape
+    block = max(1, (1 << 15) // length)
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, block):
+            work = x[begin : begin + block].copy()
+            spare = np.empty_like(work)
+            h = 1
+            while h < length:
+                pairs = work.reshape(-1, 2, h)
+                to = spare.reshape(-1, 2, h)
+                np.add(pairs[:, 0], pairs[:, 1], out=to[:, 0])
+                np.subtract(pairs[:, 0], pairs[:, 1], out=to[:, 1])
+                work, spare = spare, work
+                h *= 2
+            np.multiply(work, work.dtype.type(scale), out=out[begin : begin + block])
 
 
 # --- aggregate --------------------------------------------------------------------------------------------------
@@ -96,6 +136,17 @@ def first_mismatch(arrays: list[Any], model: list[Array], /) -> int:
         if not (isinstance(a, np.ndarray) and a.dtype is m.dtype and a.shape == m.shape and a.flags.c_contiguous):
             return t
     return -1
+
+
+def overlapping(targets: list[Array], rows: list[list[Array]], /) -> list[int]:
+    inputs = [np.lib.array_utils.byte_bounds(a) for row in rows for a in row if a.size]
+    starts, ends = np.array(inputs, np.uint64).reshape(-1, 2).T
+    found = []
+    for t, target in enumerate(targets):
+        low, high = np.lib.array_utils.byte_bounds(target)
+        if target.size and ((starts < high) & (low < ends)).any():
+            found.append(t)
+    return found
 
 
 def _round_into(target: Array, mean: Array) -> None:

@@ -8,30 +8,55 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy.typing as npt
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Array", "Kernels"]
 
-Array = npt.NDArray[Any]
+Array = NDArray[Any]
 
 
 class Kernels(Protocol):
     # --- sketch -------------------------------------------------------------------------------------------------
-    # x is (n, d) with any strides, out is (n, k) C-contiguous, both float32 or both float64; out is overwritten.
+    def philox_words(self, k0: int, k1: int, c0: int, c1: int, c2: int, c3: int, out: NDArray[np.uint64], /) -> None:
+        """Consecutive Philox4x64-10 blocks, the first at counter (c0, c1, c2, c3), into out (blocks, 4)."""
 
-    def sparse_stack_transform(
-        self, x: Array, out: Array, seed: int, nnz: int, scale: float, num_threads: int, /
-    ) -> None: ...
+    def stack_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
+        """Entries of sparse_stack's features first, first + 1, ...: bucket | negative << 31 into out (count, nnz)."""
+
+    def stack_transform(
+        self,
+        x: NDArray[Any],
+        table: NDArray[np.uint32] | None,
+        seed: int,
+        nnz: int,
+        scale: float,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Rows of x (any strides) into out (n, k), C-contiguous. Without a table the entries are drawn on the fly."""
 
     def srht_transform(
-        self, x: Array, out: Array, seed: int, rows: Array, scale: float, num_threads: int, /
-    ) -> None: ...
+        self,
+        x: NDArray[Any],
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Rows of x (any strides): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
 
-    def rademacher_transform(self, x: Array, out: Array, seed: int, scale: float, num_threads: int, /) -> None: ...
+    def rademacher_transform(
+        self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) times +-1 entries drawn on the fly."""
 
-    def fwht_rows(self, a: Array, scale: float, num_threads: int, /) -> None:
-        """Transforms the rows of `a`, C-contiguous (m, 2**p), in place."""
-        ...
+    def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
+        """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
 
     # --- aggregate ----------------------------------------------------------------------------------------------
     # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
@@ -39,6 +64,10 @@ class Kernels(Protocol):
 
     def first_mismatch(self, arrays: list[Any], model: list[Array], /) -> int:
         """Index of the first entry that is not a C-contiguous array of the model's dtype object and shape, or -1."""
+        ...
+
+    def overlapping(self, targets: list[Array], rows: list[list[Array]], /) -> list[int]:
+        """Indices of the C-contiguous targets that share bytes with some array of the rows."""
         ...
 
     def weighted_mean(

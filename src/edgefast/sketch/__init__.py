@@ -1,8 +1,12 @@
-"""Random projections that are described, never stored, and the transforms behind them."""
+"""Random projections and sketches whose operator is a 24-byte description, never a matrix.
+
+See docs/sketch.md for the definition of every operator, entry by entry, and for what is promised about its output.
+"""
 
 from __future__ import annotations
 
-from edgefast.sketch.hadamard import fwht
-from edgefast.sketch.operator import IncompatibleSketchError, SketchOperator
+from edgefast.sketch._fwht import fwht
+from edgefast.sketch._operator import SketchOperator
+from edgefast.sketch._theory import johnson_lindenstrauss_min_dim
 
-__all__ = ["IncompatibleSketchError", "SketchOperator", "fwht"]
+__all__ = ["SketchOperator", "fwht", "johnson_lindenstrauss_min_dim"]

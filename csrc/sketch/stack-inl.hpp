@@ -1,0 +1,205 @@
+// 32-byte vectors for AVX-512 machines too: the accumulators and the tile of 16 rows crowd each other out of a 32 KiB
+// L1 cache, and wider vectors were no faster (measured on Zen 4).
+#if !defined(EF_TARGET_AVX512)
+namespace ef {
+namespace EF_ISA {
+namespace {
+#include "common/simd-inl.hpp"
+#include "common/lanes-inl.hpp"
+
+constexpr int kTile = 64;  // features transposed at a time: 4 KiB of 64-byte vectors
+
+// Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one.
+template <class T>
+EF_INLINE void load_tile(const StridedMatrix& x, int64_t row, int rows, int64_t first, int count, T* tile) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const char* base = x.data + row * x.row_stride + first * x.column_stride;
+    if (x.column_stride == static_cast<int64_t>(sizeof(T))) {
+        const char* source[L];
+        for (int r = 0; r < L; ++r) source[r] = base + (r < rows ? r : rows - 1) * x.row_stride;
+        int j = 0;
+        for (; j + L <= count; j += L) {
+            V v[L];
+#pragma GCC unroll 16
+            for (int r = 0; r < L; ++r) {
+                v[r] = load_as<V>(source[r] + j * sizeof(T));
+                // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
+                __builtin_prefetch(source[r] + j * sizeof(T) + kPlanBytes / EF_VECTOR_BYTES * sizeof(T), 0, 2);
+            }
+            transpose<L>(v);
+#pragma GCC unroll 16
+            for (int r = 0; r < L; ++r) store_as(tile + (j + r) * L, v[r]);
+        }
+        for (; j < count; ++j)
+            for (int r = 0; r < L; ++r) tile[j * L + r] = element<T>(source[r] + j * sizeof(T));
+    } else if (x.row_stride == static_cast<int64_t>(sizeof(T)) && rows == L) {
+        for (int j = 0; j < count; ++j) store_as(tile + j * L, load_as<V>(base + j * x.column_stride));
+    } else {
+        for (int j = 0; j < count; ++j)
+            for (int r = 0; r < L; ++r)
+                tile[j * L + r] = element<T>(base + (r < rows ? r : rows - 1) * x.row_stride + j * x.column_stride);
+    }
+}
+
+// Adds `count` transposed features to acc[component][row]. kNnz 0: any number of entries a feature.
+template <class T, int kNnz>
+EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count, T* acc) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    for (int j = 0; j < count; ++j) {
+        const V v = load_as<V>(tile + j * L);
+        if constexpr (kNnz > 0) {
+            // The entries of one feature hit different outputs by construction: all loads may go before the stores.
+            V sum[kNnz];
+#pragma GCC unroll 8
+            for (int e = 0; e < kNnz; ++e)
+                sum[e] = load_as<V>(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L) + flip(v, entry[e]);
+#pragma GCC unroll 8
+            for (int e = 0; e < kNnz; ++e) store_as(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L, sum[e]);
+            entry += kNnz;
+        } else {
+            for (int e = 0; e < nnz; ++e, ++entry) {
+                T* a = acc + static_cast<size_t>(*entry & 0x7fffffffu) * L;
+                store_as(a, load_as<V>(a) + flip(v, *entry));
+            }
+        }
+    }
+}
+
+// Negates the tile into the vectors behind it, so that an entry's sign is part of its address, and adds by output: the
+// accumulator of an output stays in a register for all terms of the tile. Feature by feature, every term would be a
+// load that waits for a recent store to the same place.
+template <class T>
+EF_INLINE void add_planned(T* tile, int count, const uint16_t* plan, T* acc) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    for (int j = 0; j < count; ++j) store_as(tile + (count + j) * L, -load_as<V>(tile + j * L));
+    store_as(tile + 2 * count * L, V{});
+    const char* base = reinterpret_cast<const char*>(tile);
+    for (int classes = *plan++; classes > 0; --classes) {
+        const int pairs = *plan++, outputs = *plan++;
+        int o = 0;
+        // Two outputs at a time: twice the independent additions in flight, half the branches.
+        for (; o + 1 < outputs; o += 2, plan += 2 * (2 * pairs + 1)) {
+            const uint16_t* other = plan + 2 * pairs + 1;
+            T* a = acc + static_cast<size_t>(plan[0]) * L;
+            T* b = acc + static_cast<size_t>(other[0]) * L;
+            V sum_a = load_as<V>(a), sum_b = load_as<V>(b);
+            for (int i = 1; i < 2 * pairs; i += 2) {
+                sum_a += load_as<V>(base + plan[i]);
+                sum_b += load_as<V>(base + other[i]);
+                sum_a += load_as<V>(base + plan[i + 1]);
+                sum_b += load_as<V>(base + other[i + 1]);
+            }
+            store_as(a, sum_a);
+            store_as(b, sum_b);
+        }
+        if (o < outputs) {
+            T* a = acc + static_cast<size_t>(*plan++) * L;
+            V sum = load_as<V>(a);
+            for (int i = 0; i < pairs; ++i, plan += 2) {
+                sum += load_as<V>(base + plan[0]);
+                sum += load_as<V>(base + plan[1]);
+            }
+            store_as(a, sum);
+        }
+    }
+}
+
+template <class T>
+void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* entries) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const int64_t k = job.components;
+    __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
+    alignas(64) T tile[(2 * kPlanBytes / EF_VECTOR_BYTES + 1) * L];
+    if (job.plan) {
+        constexpr int kFeatures = kPlanBytes / EF_VECTOR_BYTES;
+        for (int64_t j = 0; j < job.x.columns; j += kFeatures) {
+            const int count = job.x.columns - j < kFeatures ? static_cast<int>(job.x.columns - j) : kFeatures;
+            load_tile<T>(job.x, row, rows, j, count, tile);
+            add_planned<T>(tile, count, job.plan + job.plan_start[j / kFeatures], acc);
+        }
+    }
+    for (int64_t j = 0; j < job.x.columns && !job.plan; j += kTile) {
+        const int count = job.x.columns - j < kTile ? static_cast<int>(job.x.columns - j) : kTile;
+        const uint32_t* entry = job.table + j * job.nnz;
+        if (!job.table) {
+            stack_table(job.seed, k, job.nnz, j, count, entries);
+            entry = entries;
+        }
+        load_tile<T>(job.x, row, rows, j, count, tile);
+        switch (job.nnz) {
+            case 8: add_tile<T, 8>(tile, entry, 8, count, acc); break;
+            case 4: add_tile<T, 4>(tile, entry, 4, count, acc); break;
+            default: add_tile<T, 0>(tile, entry, job.nnz, count, acc);
+        }
+    }
+    const T scale = static_cast<T>(job.scale);
+    T* out = reinterpret_cast<T*>(job.out) + row * k;
+    int64_t c = 0;
+    for (; c + L <= k; c += L) {
+        V v[L];
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) v[r] = load_as<V>(acc + (c + r) * L);
+        transpose<L>(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r)
+            if (r < rows) store_as(out + r * k + c, canonical_lanes<T>(v[r] * scale));
+    }
+    for (; c < k; ++c)
+        for (int r = 0; r < rows; ++r) out[r * k + c] = canonical(acc[c * L + r] * scale);
+}
+
+// One row, accumulated in place: for batches too small, or outputs too many, for the lanes.
+template <class T>
+void stack_row(const StackJob& job, int64_t row, uint32_t* entries) {
+    const int64_t k = job.components;
+    const int nnz = job.nnz;
+    T* __restrict out = reinterpret_cast<T*>(job.out) + row * k;
+    __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
+    const char* source = job.x.data + row * job.x.row_stride;
+    for (int64_t j = 0; j < job.x.columns; j += kTile) {
+        const int count = job.x.columns - j < kTile ? static_cast<int>(job.x.columns - j) : kTile;
+        const uint32_t* entry = job.table + j * nnz;
+        if (!job.table) {
+            stack_table(job.seed, k, nnz, j, count, entries);
+            entry = entries;
+        }
+        for (int i = 0; i < count; ++i) {
+            const T x = element<T>(source + (j + i) * job.x.column_stride);
+            for (int e = 0; e < nnz; ++e, ++entry) out[*entry & 0x7fffffffu] += flip(x, *entry);
+        }
+    }
+    const T scale = static_cast<T>(job.scale);
+    for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
+}
+
+template <class T>
+void stack_rows_of(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) {
+    constexpr int L = Lanes<T>::count;
+    while (begin < end) {
+        const int rows = end - begin < L ? static_cast<int>(end - begin) : L;
+        if (acc && rows > 2) {
+            stack_lanes<T>(job, begin, rows, static_cast<T*>(acc), entries);
+            begin += rows;
+        } else {
+            stack_row<T>(job, begin++, entries);
+        }
+    }
+}
+
+}  // namespace
+
+// Rows [begin, end). acc: components * EF_VECTOR_BYTES, or null for the row-at-a-time path.
+static void stack_rows_f32(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) noexcept {
+    stack_rows_of<float>(job, begin, end, acc, entries);
+}
+static void stack_rows_f64(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) noexcept {
+    stack_rows_of<double>(job, begin, end, acc, entries);
+}
+
+}  // namespace EF_ISA
+}  // namespace ef
+#endif
