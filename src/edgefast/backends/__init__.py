@@ -25,6 +25,7 @@ __all__ = [
     "backend",
     "kernels",
     "num_threads",
+    "process_backend",
     "simd",
     "simd_levels",
     "using",
@@ -129,6 +130,11 @@ _active: contextvars.ContextVar[_Selection | None] = contextvars.ContextVar("edg
 def kernels() -> Kernels:
     """The function table of the backend in use in this context."""
     return (_active.get() or _default).table
+
+
+def process_backend() -> str:
+    """The backend the process started with; using() does not change it."""
+    return _default.backend
 
 
 def backend() -> str:
