@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure lint types bench bench-smoke cpp asan tsan wheel docs clean
+.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ cpp: ## C++ unit tests of the lock-free parts
 
 tsan: ## C++ tests under ThreadSanitizer
 	$(MAKE) -C csrc/tests tsan
+
+aarch64: ## the C++ kernels on emulated ARM64 (needs g++-aarch64-linux-gnu and qemu-user)
+	$(MAKE) -C csrc/tests aarch64
 
 # The sanitizer's runtime must come first in the process, and CPython's own allocator would hide errors from it.
 asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer and UndefinedBehaviorSanitizer

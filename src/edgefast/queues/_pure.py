@@ -5,8 +5,10 @@ Type checkers read this module for both.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -19,6 +21,17 @@ __all__ = ["Queue"]
 T = TypeVar("T")
 
 _SAMPLE_EVERY = 64
+_instances: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """The threads that held or awaited the locks do not exist in the child."""
+    for queue in tuple(_instances):
+        queue._reset_waiting()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _seconds(value: Any, name: str) -> float:
@@ -87,12 +100,7 @@ class Queue(QueueBase[T]):
         low_watermark: int | None = None,
         name: str | None = None,
     ) -> None:
-        # Reentrant: a finalizer may run inside an operation and use the queue.
-        self._lock = threading.RLock()
-        self._not_empty = threading.Condition(self._lock)
-        self._not_full = threading.Condition(self._lock)
-        self._all_done = threading.Condition(self._lock)
-        self._opened = threading.Condition(self._lock)
+        self._reset_waiting()
         self._items: deque[T] = deque()
         self._closed = False
         self._is_shutdown = False
@@ -101,15 +109,23 @@ class Queue(QueueBase[T]):
         self._went_high = self._went_low = False
         self._puts = self._gets = self._cleared = self._refused = 0
         self._full_waits = self._empty_waits = self._wakeups = self._high_events = self._peak = 0
-        self._putters = self._getters = 0
         self._sampled_position = 0
         self._sampled_at = 0.0
         self._sojourn = -1.0
         self._created_at = time.monotonic()
         self._maxsize = self._high = self._low = 0
-        super().__init__(
-            maxsize, policy=policy, high_watermark=high_watermark, low_watermark=low_watermark, name=name
-        )
+        super().__init__(maxsize, policy=policy, high_watermark=high_watermark, low_watermark=low_watermark, name=name)
+
+        _instances.add(self)
+
+    def _reset_waiting(self) -> None:
+        # Reentrant: a finalizer may run inside an operation and use the queue.
+        self._lock = threading.RLock()
+        self._not_empty = threading.Condition(self._lock)
+        self._not_full = threading.Condition(self._lock)
+        self._all_done = threading.Condition(self._lock)
+        self._opened = threading.Condition(self._lock)
+        self._putters = self._getters = 0
 
     # ---- parts, under the lock -----------------------------------------------------------------------------------
 

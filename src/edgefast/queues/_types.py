@@ -188,7 +188,24 @@ class QueueBase(Generic[T]):
 
     def statistics(self) -> QueueStatistics:
         """The queue at this moment. Rates are over the time since the previous call."""
-        used, putters, getters, puts, gets, cleared, refused, full_waits, empty_waits, wakeups, high, peak, tasks, closed, sojourn, _ = self._counters()
+        (
+            used,
+            putters,
+            getters,
+            puts,
+            gets,
+            cleared,
+            refused,
+            full_waits,
+            empty_waits,
+            wakeups,
+            high,
+            peak,
+            tasks,
+            closed,
+            sojourn,
+            _,
+        ) = self._counters()
         now = time.monotonic()
         then, puts_then, gets_then = self._previous
         self._previous = (now, puts, gets)

@@ -1,0 +1,34 @@
+"""Every queue test runs on the native queue and on its pure-Python twin."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+import edgefast as ef
+from edgefast.queues import _pure
+
+
+def _native() -> Any:
+    from edgefast.queues import _native_queue
+
+    return _native_queue.Queue
+
+
+@pytest.fixture(params=["native", "python"])
+def queue_class(request: pytest.FixtureRequest) -> Any:
+    if request.param == "python":
+        return _pure.Queue
+    if "native" not in ef.available_backends():
+        pytest.skip("backend native is not available")
+    return _native()
+
+
+@pytest.fixture
+def queue_source(queue_class: Any) -> dict[str, str]:
+    """Environment in which a fresh interpreter's edgefast.queues.Queue is this implementation."""
+    native = queue_class is not _pure.Queue
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFAST_")}
+    return {**clean, "EDGEFAST_BACKEND": "native" if native else "numpy"}
