@@ -95,8 +95,8 @@ asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer a
 wheel: $(VENV)/.created ## sdist, a tested wheel for every CPython >= 3.11 found, and the pure wheel, in dist/
 	$(PY) tools/wheels.py $(ARGS)
 
-docs: $(VENV)/.built ## check that the documentation's examples run
-	$(PY) -m doctest -o ELLIPSIS docs/*.md README.md
+docs: $(VENV)/.built $(VENV)/.test-deps ## run the code on every page and every example
+	$(PY) -m pytest tests/test_docs.py -q
 
 clean: ## remove everything the build made
 	rm -rf .venv .venv-pure .venv-asan build dist bench-results run-output src/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

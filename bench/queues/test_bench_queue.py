@@ -1,0 +1,145 @@
+"""Queue between threads: ours against queue.Queue, SimpleQueue and a bare deque. Items per second, CPU time beside it."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import resource
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edgefast.queues import IMPLEMENTATION, Queue, _pure
+
+MAXSIZE = 1024
+
+CONTENDERS: dict[str, tuple[bool, Callable[[], Any]]] = {
+    f"edgefast {IMPLEMENTATION}": (True, lambda: Queue(MAXSIZE)),
+    "edgefast, gate at 1024/256": (True, lambda: Queue(MAXSIZE, high_watermark=MAXSIZE)),
+    "edgefast python": (True, lambda: _pure.Queue(MAXSIZE)),
+    "queue.Queue": (False, lambda: queue.Queue(MAXSIZE)),
+    "queue.SimpleQueue (unbounded)": (False, queue.SimpleQueue),
+}
+SLOW = {"edgefast python", "queue.Queue"}
+
+each = pytest.mark.parametrize("name", CONTENDERS)
+
+
+def usage() -> tuple[float, int]:
+    r = resource.getrusage(resource.RUSAGE_SELF)
+    return r.ru_utime + r.ru_stime, r.ru_nvcsw
+
+
+def run(benchmark: Any, contender: Any, name: str, ours: bool, items: int, work: Callable[[], Any]) -> None:
+    """Times `work`, which moves `items`, and notes CPU nanoseconds and context switches per item."""
+    work()
+    cpu, switches = usage()
+    rounds = 5
+    benchmark.pedantic(work, rounds=rounds, iterations=1)
+    cpu_after, switches_after = usage()
+    moved = items * rounds
+    contender(
+        benchmark,
+        name,
+        ours=ours,
+        items=items,
+        cpu_ns_per_item=(cpu_after - cpu) / moved * 1e9,
+        switches_per_1000_items=(switches_after - switches) / moved * 1000,
+    )
+
+
+@each
+def test_uncontended_put_get(benchmark: Any, contender: Any, name: str) -> None:
+    ours, make = CONTENDERS[name]
+    benchmark.group = "queue put+get, one thread"
+    n = 20_000 if name in SLOW else 200_000
+    q = make()
+
+    def work() -> None:
+        put, get = q.put, q.get
+        for i in range(n):
+            put(i)
+            get()
+
+    run(benchmark, contender, name, ours, n, work)
+    assert q.empty()
+
+
+def test_uncontended_deque(benchmark: Any, contender: Any) -> None:
+    benchmark.group = "queue put+get, one thread"
+    d: collections.deque[int] = collections.deque()
+    n = 200_000
+
+    def work() -> None:
+        put, get = d.append, d.popleft
+        for i in range(n):
+            put(i)
+            get()
+
+    run(benchmark, contender, "collections.deque (no waiting, no bound)", False, n, work)
+
+
+@each
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_producers_consumers(benchmark: Any, contender: Any, name: str, pairs: int) -> None:
+    ours, make = CONTENDERS[name]
+    benchmark.group = f"queue {pairs} producer(s) {pairs} consumer(s), maxsize {MAXSIZE}"
+    n = (40_000 if name in SLOW else 400_000) // pairs
+    results: list[list[int]] = []
+
+    def work() -> None:
+        q = make()
+        got: list[list[int]] = [[] for _ in range(pairs)]
+
+        def produce(put: Any, first: int) -> None:
+            for i in range(first, first + n):
+                put(i)
+
+        def consume(get: Any, keep: Any) -> None:
+            for _ in range(n):
+                keep(get())
+
+        threads = [threading.Thread(target=produce, args=(q.put, p * n)) for p in range(pairs)]
+        threads += [threading.Thread(target=consume, args=(q.get, mine.append)) for mine in got]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        results[:] = got
+
+    run(benchmark, contender, name, ours, n * pairs, work)
+    assert sorted(x for mine in results for x in mine) == list(range(n * pairs))
+    for mine in results:
+        for p in range(pairs):
+            part = [x for x in mine if p * n <= x < (p + 1) * n]
+            assert part == sorted(part)
+
+
+@each
+@pytest.mark.parametrize("batch", [256])
+def test_batches(benchmark: Any, contender: Any, name: str, batch: int) -> None:
+    """Fill with put_many, empty with get_many(256); the peers move the same items one by one."""
+    ours, make = CONTENDERS[name]
+    benchmark.group = f"queue get_many({batch})/put_many, one thread"
+    q = make()
+    items = list(range(batch))
+    repeats = 20 if name in SLOW else 1000
+
+    def batched() -> None:
+        put, get = q.put_many, q.get_many
+        for _ in range(repeats):
+            put(items)
+            assert len(get(batch)) == batch
+
+    def singly() -> None:
+        put, get = q.put, q.get
+        for _ in range(repeats):
+            for i in items:
+                put(i)
+            for _ in items:
+                get()
+
+    run(benchmark, contender, name, ours, batch * repeats, batched if ours else singly)
+    assert q.empty()
