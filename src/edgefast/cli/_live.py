@@ -1,0 +1,71 @@
+"""Progress of a run on standard error: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from edgefast.federated import InputError, Progress, RunConfig
+
+__all__ = ["LiveView"]
+
+
+class LiveView:
+    """Shows round, accuracy, queue depth and drops while a run is under way."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+        except ImportError:
+            raise InputError("the live view needs rich; pip install 'edgefast[cli]'") from None
+        self._config = config
+        self._round = 0
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._bar = Bar(
+            TextColumn(f"[bold]{name.replace('[', '(')}[/]"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("queue {task.fields[gauge]}"),
+            TextColumn("{task.fields[dropped]} dropped"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=self._plain,
+        )
+        self._task = self._bar.add_task("run", total=config.rounds, accuracy="", gauge="", dropped=0)
+
+    def __enter__(self) -> LiveView:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Called by the run."""
+        accuracy = "" if progress.accuracy is None else f"accuracy {progress.accuracy:.1%}"
+        if not self._plain:
+            fields: dict[str, Any] = {"accuracy": accuracy, "dropped": progress.dropped, "gauge": self._gauge(progress)}
+            self._bar.update(self._task, completed=progress.round, **fields)
+        elif progress.round > self._round and (
+            progress.round == progress.rounds or progress.round % max(1, progress.rounds // 10) == 0
+        ):
+            print(
+                f"round {progress.round}/{progress.rounds}  {accuracy}  queue {progress.depth}/{self._config.queue_size}"
+                f"  dropped {progress.dropped}  {progress.seconds:.1f} s",
+                file=sys.stderr,
+            )
+        self._round = progress.round
+
+    def _gauge(self, progress: Progress) -> str:
+        """Depth as a small bar up to the size, red while a queue is closed."""
+        size, cells = self._config.queue_size, 8
+        filled = min(cells, -(-progress.depth * cells // size))
+        colour = "green" if progress.writable else "red"
+        return f"[{colour}]{'█' * filled}[/][dim]{'░' * (cells - filled)}[/] {progress.depth}/{size}"

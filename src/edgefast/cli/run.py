@@ -1,0 +1,106 @@
+"""edgefast run: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    from edgefast.backends import streams
+    from edgefast.federated.config import Policy, RunConfig, Weights
+
+    default = RunConfig()
+    text = "federated training on sketched data: devices, sketch, queue, local training, aggregation, report"
+    parser = commands.add_parser("run", help=text, description=text)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="FILE", help=".npz, .npy, .csv or .parquet (default: scikit-learn's digits)")
+    data.add_argument("--target", metavar="COLUMN", help="column of FILE that holds the class")
+    data.add_argument("--test-fraction", type=float, metavar="SHARE", help=f"kept for scoring ({default.test_fraction})")
+    job = parser.add_argument_group("job")
+    job.add_argument("--devices", type=int, metavar="N", help=f"devices ({default.devices})")
+    job.add_argument("--alpha", type=float, help=f"Dirichlet concentration of the split ({default.alpha})")
+    job.add_argument("--rounds", type=int, metavar="N", help=f"rounds of averaging ({default.rounds})")
+    job.add_argument("--epochs", type=int, metavar="N", help=f"local passes a round ({default.epochs})")
+    job.add_argument("--batch", type=int, metavar="ROWS", help=f"rows of a mini-batch ({default.batch})")
+    job.add_argument("--learning-rate", type=float, metavar="RATE", help=f"({default.learning_rate})")
+    job.add_argument("--components", type=int, metavar="K", help=f"features after sketching ({default.components})")
+    job.add_argument("--kind", choices=tuple(streams.KIND_NUMBERS), help=f"of the operator ({default.kind})")
+    job.add_argument("--weights", choices=get_args(Weights), help=f"of a device in the mean ({default.weights})")
+    queue = parser.add_argument_group("queue between source and trainer")
+    queue.add_argument("--queue-size", type=int, metavar="N", help=f"batches it holds ({default.queue_size})")
+    queue.add_argument("--high-watermark", type=int, metavar="N", help="closes here (3/4 of the size)")
+    queue.add_argument("--low-watermark", type=int, metavar="N", help="reopens here (1/4 of the high watermark)")
+    queue.add_argument("--policy", choices=get_args(Policy), help=f"while it is closed ({default.policy})")
+    rest = parser.add_argument_group("common")
+    rest.add_argument("--seed", type=int, help=f"({default.seed})")
+    rest.add_argument("--backend", help="auto, native, numba or numpy")
+    rest.add_argument("--threads", type=int, metavar="N", help="devices at work and threads of a kernel")
+    rest.add_argument("--out", metavar="DIR", help="write model.npz, operator.bin, metrics.json and report.html there")
+    rest.add_argument("--json", action="store_true", help="print the metrics as one JSON object, nothing else")
+    parser.set_defaults(function=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from edgefast.cli._live import LiveView
+    from edgefast.federated import InputError, RunConfig, digits, read_dataset, run, write_report
+
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    config = RunConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
+    if args.target is not None and args.data is None:
+        raise InputError("target: names a column of --data FILE, which is not given")
+    if args.out is not None:
+        folder = Path(args.out)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: expected a folder to write to, this is a file")
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{folder}: no permission to write there")
+        import importlib.util
+
+        if importlib.util.find_spec("matplotlib") is None:
+            raise InputError("the report in --out needs matplotlib; pip install 'edgefast[cli]'")
+    data = digits() if args.data is None else read_dataset(args.data, args.target)
+    with LiveView(config, data.name) as view:
+        result = run(config, data, on_progress=view.update)
+    metrics = result.metrics
+    if args.out is not None:
+        result.model.save(folder)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_report(metrics, folder / "report.html")
+    if args.json:
+        print(json.dumps(metrics, allow_nan=False))
+    else:
+        print("\n".join(_summary(metrics, args.out)))
+    if metrics["interrupted"]:
+        done = len(metrics["rounds"])
+        print(f"edgefast run: interrupted after {done} of {config.rounds} rounds", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _summary(metrics: dict[str, Any], out: str | None) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "not computed" if value is None else f"{value:.1%}"
+
+    accuracy, queue, sent = metrics["accuracy"], metrics["queue"], metrics["uplink_bytes"]
+    lines = [
+        f"accuracy    federated {percent(accuracy['federated'])}, all rows in one place: same sketch "
+        f"{percent(accuracy['centralised'])}, raw features {percent(accuracy['centralised_raw'])}",
+        f"queue       closed {queue['high_events']} times, fullest {queue['peak']} of {queue['maxsize']} batches, "
+        f"{queue['dropped']} of {queue['offered']} dropped",
+        f"uplink      {sent['updates']:,} bytes of updates, {sent['updates_without_sketch']:,} without the sketch",
+        f"time        {metrics['seconds']:.2f} s for {len(metrics['rounds'])} rounds",
+    ]
+    if out is not None:
+        lines.append(f"report      {Path(out) / 'report.html'}")
+    return lines

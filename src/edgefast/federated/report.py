@@ -1,0 +1,265 @@
+"""report.html: what a run did, on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from edgefast.federated.errors import InputError
+
+__all__ = ["write_report"]
+
+# Okabe-Ito: told apart by colour-blind readers and in print.
+_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.sub, figcaption { color: #555; } .note { background: #fff4d6; border-left: 4px solid #e69f00; padding: .5rem 1rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.25rem 0; }
+.tile { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; min-width: 9rem; }
+.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .tile span { color: #555; font-size: .85rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
+table { border-collapse: collapse; font-size: .9rem; } th, td { text-align: right; padding: .15rem .75rem; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
+.scroll { max-height: 22rem; overflow: auto; border: 1px solid #eee; } .scroll th { position: sticky; top: 0; background: #fff; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 2rem; align-items: start; }
+"""
+
+
+def write_report(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write one self-contained HTML page with four plots: accuracy, queue depth, uplink bytes, throughput.
+
+    Args:
+        metrics: of a `RunResult`; a partial one, of an interrupted run, gives a partial report.
+        path: the file to write.
+
+    Raises:
+        InputError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("the report needs matplotlib; pip install 'edgefast[cli]'") from None
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "edgefast",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "axes.axisbelow": True,
+        }
+    ):
+        figures = [
+            _figure("Accuracy per round", _accuracy, metrics),
+            _figure("Queue depth over time", _depth, metrics),
+            _figure("Uplink bytes with and without sketching", _uplink, metrics),
+            _figure("Throughput per stage", _throughput, metrics),
+        ]
+    Path(path).write_text(_page(metrics, figures), encoding="utf-8")
+
+
+# ---- plots: each draws on the axes it is given and returns its caption ---------------------------------------------
+
+
+def _figure(title: str, draw: Any, metrics: dict[str, Any]) -> str:
+    from matplotlib.figure import Figure  # no pyplot: no display, no state of the process
+
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    caption = draw(axes, metrics)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]  # an XML prologue has no place inside a page
+    label = html.escape(f"{title}. {caption}", quote=True)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return f"<figure><h2>{html.escape(title)}</h2>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _accuracy(axes: Any, metrics: dict[str, Any]) -> str:
+    rounds = metrics["rounds"]
+    found = metrics["accuracy"]
+    axes.plot([r["round"] for r in rounds], [r["accuracy"] for r in rounds], color=_BLUE, marker=".", label="federated")
+    lowest = min([r["accuracy"] for r in rounds], default=0.0)
+    for key, label, colour, dashes in (
+        ("centralised", "all rows in one place, same sketch", _GREEN, "--"),
+        ("centralised_raw", "all rows in one place, raw features", _ORANGE, ":"),
+    ):
+        if found[key] is not None:
+            axes.axhline(found[key], color=colour, linestyle=dashes, label=label)
+            lowest = min(lowest, found[key])
+    axes.set(xlabel="round", ylabel="accuracy on the test rows", ylim=(max(0.0, lowest - 0.05), 1.01))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="lower right", frameon=False)
+    if found["centralised"] is None or found["federated"] is None:
+        return "The reference lines were not computed."
+    gap = 100 * (found["centralised"] - found["federated"])
+    where = "below" if gap >= 0 else "above"
+    return (
+        f"After {len(rounds)} rounds: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with all rows in "
+        "one place on the same sketched features."
+    )
+
+
+def _depth(axes: Any, metrics: dict[str, Any]) -> str:
+    queue = metrics["queue"]
+    depth = queue["depth"]
+    axes.plot(depth["seconds"], depth["max"], color=_BLUE, linewidth=0.8, label="fullest queue")
+    axes.plot(depth["seconds"], depth["mean"], color=_ORANGE, linewidth=0.8, label="mean of those in use")
+    axes.axhline(queue["high_watermark"], color=_RED, linestyle="--", linewidth=1, label="closes (high watermark)")
+    axes.axhline(queue["low_watermark"], color=_GREEN, linestyle="--", linewidth=1, label="reopens (low watermark)")
+    axes.set(xlabel="seconds", ylabel="batches waiting", ylim=(0, queue["maxsize"] * 1.45))
+    axes.legend(loc="upper center", frameon=False, ncols=2, fontsize=9)
+    text = (
+        f"Sampled. The queues closed {queue['high_events']:,} times and sources waited {queue['full_waits']:,} times; the "
+        f"most batches held at once were {queue['peak']}."
+    )
+    if queue["policy"] != "block":
+        text += f" {queue['dropped']:,} of {queue['offered']:,} batches were dropped."
+    return text
+
+
+def _uplink(axes: Any, metrics: dict[str, Any]) -> str:
+    sent = metrics["uplink_bytes"]
+    groups = ("model updates\n(what federated averaging sends)", "data stream\n(if batches went to a server)")
+    without = [sent["updates_without_sketch"], sent["stream_without_sketch"]]
+    sketched = [sent["updates"], sent["stream"]]
+    for offset, values, colour, label in ((-0.2, without, _GREY, "raw features"), (0.2, sketched, _BLUE, "sketched")):
+        bars = axes.bar([x + offset for x in range(2)], values, 0.36, color=colour, label=label)
+        axes.bar_label(bars, [_bytes(v) for v in values], padding=2, fontsize=9)
+    axes.set_xticks(range(2), groups)
+    axes.set(ylabel="bytes")
+    axes.yaxis.set_major_formatter(lambda v, _: _bytes(v))
+    if max(without + sketched) > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(10 ** (len(str(min(v for v in without + sketched))) - 2), max(without + sketched) * 8)
+    axes.grid(False, axis="x")
+    axes.legend(loc="upper left", frameon=False, ncols=2)
+    d, k = metrics["data"]["features"], metrics["config"]["components"]
+    return (
+        f"{d} features become {k}. The operator itself is {sent['operator']} bytes, standardisation sent "
+        f"{_bytes(sent['standardisation'])} once. Logarithmic scale."
+    )
+
+
+def _throughput(axes: Any, metrics: dict[str, Any]) -> str:
+    stages = metrics["stages"]
+    names = list(stages)[::-1]
+    values = [stages[n]["per_second"] or 0 for n in names]
+    bars = axes.barh(range(len(names)), values, 0.6, color=_BLUE)
+    labels = [f"{_count(v)} {stages[n]['unit']}/s" if v else "not measured" for n, v in zip(names, values, strict=True)]
+    axes.bar_label(bars, labels, padding=4, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    if max(values) > 0:
+        positive = [v for v in values if v]
+        axes.set_xscale("log")
+        axes.set_xlim(min(positive) / 10, max(positive) * 60)
+    axes.set(xlabel="per second of the stage's own CPU time")
+    axes.grid(False, axis="y")
+    return "What one core does in each stage; waiting is not counted. Logarithmic scale."
+
+
+# ---- page ----------------------------------------------------------------------------------------------------------
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _count(value: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if value < 1000 or unit == "G":
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _table(rows: list[tuple[Any, ...]], head: tuple[str, ...] = ()) -> str:
+    def cells(row: tuple[Any, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row) + "</tr>"
+
+    return "<table>" + (cells(head, "th") if head else "") + "".join(cells(r, "td") for r in rows) + "</table>"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _page(metrics: dict[str, Any], figures: list[str]) -> str:
+    accuracy, queue, sent = metrics["accuracy"], metrics["queue"], metrics["uplink_bytes"]
+    config, data, backend = metrics["config"], metrics["data"], metrics["backend"]
+    rounds = metrics["rounds"]
+    saved = 1 - sent["updates"] / sent["updates_without_sketch"] if sent["updates_without_sketch"] else None
+    tiles = [
+        (_percent(accuracy["federated"]), "accuracy, federated"),
+        (_percent(accuracy["centralised"]), "same sketch, one place"),
+        (_percent(accuracy["centralised_raw"]), "raw features, one place"),
+        (_percent(saved), "uplink saved"),
+        (f"{queue['dropped']:,}", "batches dropped"),
+        (f"{metrics['seconds']:.1f} s", f"for {len(rounds)} rounds"),
+    ]
+    notes = []
+    if metrics["interrupted"]:
+        notes.append(
+            f"Interrupted after {len(rounds)} of {config['rounds']} rounds: this report and the model hold what was "
+            "finished."
+        )
+    if not metrics["repeatable"]:
+        notes.append(
+            f"With policy {config['policy']!r} it depends on timing which batches are dropped: another run with the same "
+            "seed gives another model."
+        )
+    shares = data["rows_per_device"]
+    options = [(key.replace("_", " "), "default" if value is None else value) for key, value in config.items()]
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>edgefast run: {html.escape(data['name'])}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>Federated training on {html.escape(data['name'])}</h1>",
+        f"<p class=sub>{data['rows']:,} rows, {data['features']:,} features, {data['classes']} classes, on "
+        f"{config['devices']} devices with {min(shares):,} to {max(shares):,} training rows each; "
+        f"{data['test_rows']:,} rows kept for scoring. edgefast {html.escape(metrics['edgefast'])}, backend "
+        f"{html.escape(backend['name'])}{html.escape(f' ({simd})' if (simd := backend['simd']) else '')}, "
+        f"{backend['threads']} threads.</p>",
+        *(f"<p class=note>{html.escape(n)}</p>" for n in notes),
+        "<div class=tiles>",
+        *(f"<div class=tile><b>{html.escape(v)}</b><span>{html.escape(t)}</span></div>" for v, t in tiles),
+        "</div><div class=plots>",
+        *figures,
+        "</div><div class=columns><div><h2>Rounds</h2><div class=scroll>",
+        _table(
+            [
+                (
+                    r["round"],
+                    _percent(r["accuracy"]),
+                    "–" if r["loss"] is None else f"{r['loss']:.3f}",
+                    f"{r['rows']:,}",
+                    r["devices"],
+                    r["dropped"],
+                    f"{1000 * r['seconds']:.0f}",
+                )
+                for r in rounds
+            ],
+            ("round", "accuracy", "loss", "rows", "devices", "dropped", "ms"),
+        ),
+        "</div></div><div><h2>Options</h2>",
+        _table(options),
+        "</div></div>",
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
