@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +121,7 @@ def read_dataset(path: str | os.PathLike[str], target: str | None) -> Dataset:
     labels = columns.pop(target)
     if np.ndim(labels) != 1:
         raise InputError(f"{name}: expected one label a row in {target!r}, got shape {np.shape(labels)}")
+    labels = _labels(labels, target, name)  # first: with the wrong target column the features look wrong too
     X, features = _stack(columns, name)
     return Dataset.of(X, labels, features=features, target=target, name=name)
 
@@ -190,8 +190,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]] | NDArr
         raise
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a reader raises on damaged bytes: ValueError, BadZipFile, zlib.error, ...
         reason = str(error).strip().split("\n", 1)[0]
+        if "pickle" in reason:
+            reason = "damaged, or it holds Python objects, which are not read; save plain numbers"
         raise InputError(f"{name}: not a readable {suffix} file ({reason or type(error).__name__})") from None
     rows = len(found) if isinstance(found, np.ndarray) else max((len(v) for v in found.values()), default=0)
     if rows == 0:
@@ -201,15 +203,15 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]] | NDArr
 
 def _read_numpy(file: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
     # Pickled objects stay unread: a data file must not be able to run code.
-    loaded = np.load(file, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        if loaded.dtype.names:
-            return {field: loaded[field] for field in loaded.dtype.names}
-        if loaded.ndim != 2:
-            raise InputError(f"{file.name}: expected a matrix (rows, columns), got shape {loaded.shape}")
-        return loaded
-    with loaded:
-        arrays = {key: loaded[key] for key in loaded.files}
+    with open(file, "rb") as f:
+        loaded = np.load(f, allow_pickle=False)
+        arrays = loaded if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    if isinstance(arrays, np.ndarray):
+        if arrays.dtype.names:
+            return {field: arrays[field] for field in arrays.dtype.names}
+        if arrays.ndim != 2:
+            raise InputError(f"{file.name}: expected a matrix (rows, columns), got shape {arrays.shape}")
+        return arrays
     for key, value in arrays.items():
         if value.ndim not in (1, 2):
             raise InputError(f"{file.name}: expected arrays of one or two dimensions, {key!r} has shape {value.shape}")
@@ -290,14 +292,21 @@ def _stack(columns: dict[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], t
 def _numbers(value: NDArray[Any], name: str, column: str) -> NDArray[Any]:
     if value.dtype.kind in "fiub":
         return value
-    try:
-        text = next(v for v in value.ravel().tolist() if isinstance(v, (str, bytes)))
-    except StopIteration:
-        raise InputError(f"{name}: expected numbers in column {column!r}, got {value.dtype}") from None
+    text = next((v for v in value.ravel().tolist() if isinstance(v, (str, bytes)) and not _is_number(v)), None)
+    if text is None:
+        raise InputError(f"{name}: expected numbers in column {column!r}, got {value.dtype}")
     raise InputError(
         f"{name}: expected numbers in column {column!r}, got text ({_short(text)}); encode it as numbers or remove "
         "the column"
     )
+
+
+def _is_number(text: str | bytes) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _short(value: object) -> str:

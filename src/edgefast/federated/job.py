@@ -98,6 +98,8 @@ class _Device:
         self.training = _Clock()
         self.dropped = 0
         self.trained = 0
+        #: (seconds, depth) after every put and get of the first round, when set to a list.
+        self.trace: list[tuple[float, int]] | None = None
         high, low = config.watermarks
         self.queue: Queue[Any] = Queue(config.queue_size, high_watermark=high, low_watermark=low)
         self._X, self._y = X, y
@@ -120,6 +122,7 @@ class _Device:
                         self.queue.put((Z, self._y[rows]), block=config.policy == "block")
                     except Full:
                         self.dropped += 1
+                    self._note(number)
                     self.queueing.seconds += clock() - sketched
                     self.queueing.items += 1
                     self.sketching.seconds += sketched - began
@@ -131,6 +134,10 @@ class _Device:
                 self.queue.put(_END)  # also after an error, so that the trainer does not wait for ever
             except ShutDown:
                 pass
+
+    def _note(self, number: int) -> None:
+        if number == 0 and self.trace is not None and len(self.trace) < _MAX_SAMPLES:
+            self.trace.append((time.perf_counter(), self.queue.qsize()))
 
     def train(
         self, number: int, model: dict[str, NDArray[Any]], step: float, start_source: Callable[[Callable[[], None]], Future[None]]
@@ -147,6 +154,7 @@ class _Device:
                 raise _Stopped from None
             if item is _END:
                 break
+            self._note(number)
             began = clock()
             trainer.train(*item)
             self.training.seconds += clock() - began
@@ -163,17 +171,15 @@ class _Depths:
         self._queues = queues
         self._start = time.perf_counter()
         self.interval = 0.001
-        self.samples: list[tuple[float, int, float]] = []
+        self.samples: list[tuple[float, int]] = []
         self.recent = 0
 
     def sample(self) -> None:
         now = time.perf_counter() - self._start
-        depths = [q.qsize() for q in self._queues]
-        fullest = max(depths)
+        fullest = max(q.qsize() for q in self._queues)
         self.recent = max(self.recent, fullest)
-        busy = [d for d in depths if d]
         if not self.samples or now - self.samples[-1][0] >= self.interval:
-            self.samples.append((now, fullest, sum(busy) / len(busy) if busy else 0.0))
+            self.samples.append((now, fullest))
             if len(self.samples) > _MAX_SAMPLES:
                 self.samples = self.samples[::2]
                 self.interval *= 2
@@ -239,6 +245,8 @@ class _Run:
             _Device(i, data.X[train[s]], data.y[train[s]], config, self.operator, self.scaler)
             for i, s in enumerate(shards)
         ]
+        self.traced = max(self.devices, key=lambda device: device.rows)
+        self.traced.trace = []
         self.workers = min(config.devices, max(2, backends.num_threads()))
         self.depths = _Depths([device.queue for device in self.devices])
         self.rounds: list[dict[str, Any]] = []
@@ -394,7 +402,7 @@ class _Run:
         classes, d, k = len(data.classes), data.X.shape[1], config.components
         itemsize = np.dtype(self.scaler.dtype).itemsize
         uploads = sum(r["devices"] for r in self.rounds)
-        streamed = sum(device.sketching.items for device in self.devices)
+        trace = sorted(self.traced.trace or [])
         # The scaler's two passes: means, then mean squares, of d float64 each; needed with and without a sketch.
         standardise = 2 * d * 8 * config.devices
         last = self.rounds[-1]["accuracy"] if self.rounds else None
@@ -420,14 +428,18 @@ class _Run:
                 "depth": {
                     "seconds": [s[0] for s in self.depths.samples],
                     "max": [s[1] for s in self.depths.samples],
-                    "mean": [s[2] for s in self.depths.samples],
+                },
+                "trace": {
+                    "device": self.traced.index,
+                    "seconds": [t - trace[0][0] for t, _ in trace],
+                    "depth": [depth for _, depth in trace],
                 },
             },
             "uplink_bytes": {
                 "updates": uploads * (k + 1) * classes * itemsize,
                 "updates_without_sketch": uploads * (d + 1) * classes * itemsize,
-                "stream": streamed * k * itemsize,
-                "stream_without_sketch": streamed * d * itemsize,
+                "data": len(self.train_rows) * k * itemsize,
+                "data_without_sketch": len(self.train_rows) * d * itemsize,
                 "standardisation": standardise,
                 "operator": len(self.operator.to_bytes()),
             },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +137,16 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         raise InputError(f"{root / OPERATOR_FILE}: {error}") from None
     path = root / MODEL_FILE
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as stored:
             missing = [f for f in _FIELDS if f not in stored.files]
             if missing:
                 raise InputError(f"{path}: expected {', '.join(_FIELDS)}; there is no {missing[0]}")
             found = {f: stored[f] for f in _FIELDS}
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable model ({error})") from None
+    except Exception as error:  # whatever numpy's reader raises on damaged bytes: ValueError, BadZipFile, zlib.error, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable model ({reason})") from None
     if found["version"].shape != () or found["version"] != _VERSION:
         raise InputError(f"{path}: expected version {_VERSION}, got {found['version']}")
     d, k, c = operator.n_features, operator.n_components, len(np.atleast_1d(found["classes"]))

@@ -21,8 +21,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 .sub, figcaption { color: #555; } .note { background: #fff4d6; border-left: 4px solid #e69f00; padding: .5rem 1rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.25rem 0; }
-.tile { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; min-width: 9rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+.tile { border: 1px solid #ddd; border-radius: 6px; padding: .5rem .75rem; }
 .tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .tile span { color: #555; font-size: .85rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
@@ -76,9 +76,8 @@ def write_report(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None:
 def _figure(title: str, draw: Any, metrics: dict[str, Any]) -> str:
     from matplotlib.figure import Figure  # no pyplot: no display, no state of the process
 
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-    axes = figure.subplots()
-    caption = draw(axes, metrics)
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    caption = draw(figure, metrics)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
@@ -88,7 +87,8 @@ def _figure(title: str, draw: Any, metrics: dict[str, Any]) -> str:
     return f"<figure><h2>{html.escape(title)}</h2>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _accuracy(axes: Any, metrics: dict[str, Any]) -> str:
+def _accuracy(figure: Any, metrics: dict[str, Any]) -> str:
+    axes = figure.subplots()
     rounds = metrics["rounds"]
     found = metrics["accuracy"]
     axes.plot([r["round"] for r in rounds], [r["accuracy"] for r in rounds], color=_BLUE, marker=".", label="federated")
@@ -113,62 +113,83 @@ def _accuracy(axes: Any, metrics: dict[str, Any]) -> str:
     )
 
 
-def _depth(axes: Any, metrics: dict[str, Any]) -> str:
+def _depth(figure: Any, metrics: dict[str, Any]) -> str:
     queue = metrics["queue"]
-    depth = queue["depth"]
-    axes.plot(depth["seconds"], depth["max"], color=_BLUE, linewidth=0.8, label="fullest queue")
-    axes.plot(depth["seconds"], depth["mean"], color=_ORANGE, linewidth=0.8, label="mean of those in use")
-    axes.axhline(queue["high_watermark"], color=_RED, linestyle="--", linewidth=1, label="closes (high watermark)")
-    axes.axhline(queue["low_watermark"], color=_GREEN, linestyle="--", linewidth=1, label="reopens (low watermark)")
-    axes.set(xlabel="seconds", ylabel="batches waiting", ylim=(0, queue["maxsize"] * 1.45))
-    axes.legend(loc="upper center", frameon=False, ncols=2, fontsize=9)
+    depth, trace = queue["depth"], queue["trace"]
+    whole, close = figure.subplots(2, 1)
+    whole.fill_between(*_envelope(depth["seconds"], depth["max"]), step="mid", color=_BLUE, alpha=0.35, linewidth=0)
+    whole.set(xlabel="whole run: fullest queue, seconds")
+    close.step(
+        [1000 * t for t in trace["seconds"]], trace["depth"], where="post", color=_BLUE, linewidth=1
+    )
+    close.set(xlabel=f"first round of device {trace['device']}: every put and get, milliseconds")
+    for axes in (whole, close):
+        axes.axhline(queue["high_watermark"], color=_RED, linestyle="--", linewidth=1, label="closes (high watermark)")
+        axes.axhline(queue["low_watermark"], color=_GREEN, linestyle="--", linewidth=1, label="reopens (low watermark)")
+        axes.set(ylim=(0, queue["maxsize"]), xlim=(0, None))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    figure.supylabel("batches waiting", fontsize=10)
+    handles, labels = whole.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", frameon=False, ncols=2, fontsize=9)
     text = (
-        f"Sampled. The queues closed {queue['high_events']:,} times and sources waited {queue['full_waits']:,} times; the "
-        f"most batches held at once were {queue['peak']}."
+        f"The queues closed {queue['high_events']:,} times and sources waited {queue['full_waits']:,} times; the most "
+        f"batches held at once were {queue['peak']}."
     )
     if queue["policy"] != "block":
         text += f" {queue['dropped']:,} of {queue['offered']:,} batches were dropped."
     return text
 
 
-def _uplink(axes: Any, metrics: dict[str, Any]) -> str:
+def _envelope(seconds: list[float], values: list[int]) -> tuple[list[float], list[int]]:
+    """The largest value of each of at most 200 equal spans of time: every sample in the plot would be a solid block."""
+    if not seconds:
+        return [], []
+    span = max(seconds[-1], 1e-9) / 200
+    largest: dict[int, int] = {}
+    for t, value in zip(seconds, values, strict=True):
+        slot = int(t / span)
+        largest[slot] = max(largest.get(slot, 0), value)
+    return [(slot + 0.5) * span for slot in largest], list(largest.values())
+
+
+def _uplink(figure: Any, metrics: dict[str, Any]) -> str:
     sent = metrics["uplink_bytes"]
-    groups = ("model updates\n(what federated averaging sends)", "data stream\n(if batches went to a server)")
-    without = [sent["updates_without_sketch"], sent["stream_without_sketch"]]
-    sketched = [sent["updates"], sent["stream"]]
-    for offset, values, colour, label in ((-0.2, without, _GREY, "raw features"), (0.2, sketched, _BLUE, "sketched")):
-        bars = axes.bar([x + offset for x in range(2)], values, 0.36, color=colour, label=label)
-        axes.bar_label(bars, [_bytes(v) for v in values], padding=2, fontsize=9)
-    axes.set_xticks(range(2), groups)
-    axes.set(ylabel="bytes")
-    axes.yaxis.set_major_formatter(lambda v, _: _bytes(v))
-    if max(without + sketched) > 0:
-        axes.set_yscale("log")
-        axes.set_ylim(10 ** (len(str(min(v for v in without + sketched))) - 2), max(without + sketched) * 8)
-    axes.grid(False, axis="x")
-    axes.legend(loc="upper left", frameon=False, ncols=2)
+    panels = (
+        ("model updates, all rounds", sent["updates_without_sketch"], sent["updates"]),
+        ("the data itself, sent once", sent["data_without_sketch"], sent["data"]),
+    )
+    for axes, (title, raw, sketched) in zip(figure.subplots(1, 2), panels, strict=True):
+        bars = axes.bar((0, 1), (raw, sketched), 0.6, color=(_GREY, _BLUE))
+        axes.bar_label(bars, [_bytes(raw), _bytes(sketched)], padding=2, fontsize=9)
+        axes.set_xticks((0, 1), ("raw features", "sketched"))
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(0, max(raw, 1) * 1.12)
+        axes.yaxis.set_major_formatter(lambda v, _: _bytes(v))
+        axes.grid(False, axis="x")
     d, k = metrics["data"]["features"], metrics["config"]["components"]
     return (
-        f"{d} features become {k}. The operator itself is {sent['operator']} bytes, standardisation sent "
-        f"{_bytes(sent['standardisation'])} once. Logarithmic scale."
+        f"{d} features become {k}. The operator itself is {sent['operator']} bytes for each device, standardisation sent "
+        f"{_bytes(sent['standardisation'])} once."
     )
 
 
-def _throughput(axes: Any, metrics: dict[str, Any]) -> str:
-    stages = metrics["stages"]
+def _throughput(figure: Any, metrics: dict[str, Any]) -> str:
+    axes = figure.subplots()
+    stages = {name: stage for name, stage in metrics["stages"].items() if stage["per_second"]}
     names = list(stages)[::-1]
-    values = [stages[n]["per_second"] or 0 for n in names]
-    bars = axes.barh(range(len(names)), values, 0.6, color=_BLUE)
-    labels = [f"{_count(v)} {stages[n]['unit']}/s" if v else "not measured" for n, v in zip(names, values, strict=True)]
-    axes.bar_label(bars, labels, padding=4, fontsize=9)
+    values = [stages[n]["per_second"] for n in names]
+    # Dots, not bars: on a logarithmic axis the length of a bar means nothing.
+    axes.plot(values, range(len(names)), "o", color=_BLUE, markersize=8)
+    for y, (name, value) in enumerate(zip(names, values, strict=True)):
+        text = f"{_count(value)} {stages[name]['unit']}/s"
+        axes.annotate(text, (value, y), (0, 9), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
-    if max(values) > 0:
-        positive = [v for v in values if v]
+    axes.set_ylim(-0.5, max(len(names), 1) - 0.3)
+    if values:
         axes.set_xscale("log")
-        axes.set_xlim(min(positive) / 10, max(positive) * 60)
+        axes.set_xlim(min(values) / 5, max(values) * 5)
     axes.set(xlabel="per second of the stage's own CPU time")
-    axes.grid(False, axis="y")
-    return "What one core does in each stage; waiting is not counted. Logarithmic scale."
+    return "What one core does in each stage; waiting is not counted. Logarithmic scale; mind the units."
 
 
 # ---- page ----------------------------------------------------------------------------------------------------------
@@ -210,7 +231,7 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         (_percent(accuracy["federated"]), "accuracy, federated"),
         (_percent(accuracy["centralised"]), "same sketch, one place"),
         (_percent(accuracy["centralised_raw"]), "raw features, one place"),
-        (_percent(saved), "uplink saved"),
+        (_percent(saved), "of update bytes saved"),
         (f"{queue['dropped']:,}", "batches dropped"),
         (f"{metrics['seconds']:.1f} s", f"for {len(rounds)} rounds"),
     ]
@@ -226,7 +247,8 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
             "seed gives another model."
         )
     shares = data["rows_per_device"]
-    options = [(key.replace("_", " "), "default" if value is None else value) for key, value in config.items()]
+    used = {**config, "high_watermark": queue["high_watermark"], "low_watermark": queue["low_watermark"]}
+    options = [(key.replace("_", " "), "default" if value is None else value) for key, value in used.items()]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>edgefast run: {html.escape(data['name'])}</title><style>{_STYLE}</style></head><body>",

@@ -1,0 +1,193 @@
+"""The command line: what is printed where, exit statuses, one line for what a person can get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgefast as ef
+from edgefast.cli import main
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+QUICK = ["--rounds", "2", "--devices", "3"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    X = rng.normal(size=(60, 5)) + 2 * y[:, None]
+    lines = ["a,b,c,d,e,state", *(",".join([*map(str, r), "on" if s else "off"]) for r, s in zip(X, y, strict=True))]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
+    try:
+        status = main([str(a) for a in argv])
+    except SystemExit as error:
+        status = int(error.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_run_leaves_everything(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "result"
+    status, text, progress = call(capsys, "run", *QUICK, "--out", out)
+    assert status == 0
+    assert sorted(p.name for p in out.iterdir()) == ["metrics.json", "model.npz", "operator.bin", "report.html"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["rounds"]) == 2
+    assert f"{metrics['accuracy']['federated']:.1%}" in text
+    assert str(out / "report.html") in text
+    assert "round 2/2" in progress
+    assert ef.load_model(out).operator.n_components == 32
+
+
+def test_json_is_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = call(capsys, "run", *QUICK, "--json")
+    assert status == 0
+    found = json.loads(text)
+    assert set(found["accuracy"]) == {"federated", "centralised", "centralised_raw"}
+    assert found["config"]["devices"] == 3
+    assert text.count("\n") == 1
+
+
+def test_options_reach_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "devices": 4,
+        "rounds": 1,
+        "components": 16,
+        "kind": "srht",
+        "alpha": 0.7,
+        "epochs": 1,
+        "batch": 9,
+        "learning-rate": 0.5,
+        "queue-size": 5,
+        "high-watermark": 4,
+        "low-watermark": 2,
+        "policy": "drop_newest",
+        "weights": "equal",
+        "test-fraction": 0.3,
+        "seed": 12,
+        "backend": "numpy",
+        "threads": 1,
+    }
+    status, text, _ = call(capsys, "run", "--json", *(x for k, v in options.items() for x in (f"--{k}", v)))
+    assert status == 0
+    found = json.loads(text)
+    assert found["config"] == {k.replace("-", "_"): v for k, v in options.items()}
+    assert found["backend"] == {"name": "numpy", "simd": None, "threads": 1}
+
+
+def test_predict_with_what_a_run_left(capsys: pytest.CaptureFixture[str], table: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    assert call(capsys, "run", "--data", table, "--target", "state", "--components", 4, *QUICK, "--out", model)[0] == 0
+    status, text, note = call(capsys, "predict", model, table)
+    assert status == 0
+    found = text.split()
+    assert set(found) <= {"on", "off"}
+    assert len(found) == 60
+    status, text, _ = call(capsys, "predict", model, table, "--json", "--backend", "numpy")
+    answer = json.loads(text)
+    assert answer["predictions"] == found
+    hits = np.mean([f == ("on" if i % 2 else "off") for i, f in enumerate(found)])
+    assert answer["accuracy"] == hits > 0.8
+    assert f"accuracy {hits:.1%} on 60 rows" in note
+    assert call(capsys, "predict", model, table, "--out", tmp_path / "p")[0] == 0
+    assert (tmp_path / "p" / "predictions.csv").read_text().split() == ["prediction", *found]
+    rows = np.loadtxt(table, delimiter=",", skiprows=1, usecols=range(5))
+    assert ef.load_model(model).predict(rows).tolist() == found
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = call(capsys, "info", "--json")
+    assert status == 0
+    assert json.loads(text)["edgefast"] == ef.__version__
+    assert f"backend: {ef.backend()}" in call(capsys, "info")[1]
+
+
+ERRORS: list[tuple[list[str], str]] = [
+    (["run", "--data", "nowhere.csv", "--target", "y"], "nowhere.csv: there is no such file"),
+    (["run", "--data", "{table}"], "which column holds the class? name it with --target"),
+    (["run", "--data", "{table}", "--target", "stat"], "there is no column 'stat'; there are 'a', 'b', 'c', 'd', 'e'"),
+    (["run", "--data", "{table}", "--target", "a"], "expected classes, got the continuous value"),
+    (["run", "--data", "{table}", "--target", "state"], "components: expected at most the 5 features of t.csv, got 32"),
+    (["run", "--target", "y"], "target: names a column of --data FILE, which is not given"),
+    (["run", "--devices", "1500"], "devices: expected at most one per training row (1438), got 1500; ask for fewer"),
+    (["run", "--components", "65"], "components: expected at most the 64 features of digits, got 65; ask for fewer"),
+    (["run", "--rounds", "0"], "rounds: expected an integer from 1"),
+    (["run", "--rounds", "x"], "argument --rounds: invalid int value: 'x'"),
+    (["run", "--backend", "cuda"], "unknown backend 'cuda': expected one of auto, native, numba, numpy"),
+    (["run", "--threads", "0"], "threads: expected an integer from 1"),
+    (["run", "--policy", "perhaps"], "argument --policy: invalid choice: 'perhaps'"),
+    (["run", "--out", "{table}"], "expected a folder to write to, this is a file"),
+    (["predict", "nowhere", "{table}"], "nowhere: expected the folder of a run, there is no model.npz in it"),
+    (["predict", "nowhere", "{table}", "--threads", "0"], "threads: expected a positive integer, got 0"),
+    (["jump"], "argument COMMAND: invalid choice: 'jump'"),
+    ([], "the following arguments are required: COMMAND"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), ERRORS, ids=[" ".join(a) or "nothing" for a, _ in ERRORS])
+def test_mistakes_are_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], table: Path, argv: list[str], message: str
+) -> None:
+    status, text, error = call(capsys, *(a.format(table=table) for a in argv))
+    assert status == 2
+    assert text == ""
+    assert error.count("\n") == 1
+    assert error.startswith("edgefast")
+    assert message in error
+
+
+def test_module_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgefast", "run", "--components", "99"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("moment", ["start", "running"])
+def test_ctrl_c_ends_with_a_partial_report(tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "part"
+    argv = [sys.executable, "-m", "edgefast", "run", "--rounds", "1000000", "--out", str(out)]
+    # A parent without a terminal may have SIGINT ignored, and a child inherits that.
+    code = f"import signal, os; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv({argv[0]!r}, {argv!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if moment == "running":
+            time.sleep(2.0)
+        process.send_signal(signal.SIGINT)
+        text, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert "interrupted" in error
+    if moment == "running":
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["interrupted"]
+        assert "Interrupted after" in (out / "report.html").read_text()
+        assert f"interrupted after {len(metrics['rounds'])} of 1000000 rounds" in error
+        assert "accuracy" in text
+        ef.load_model(out)
