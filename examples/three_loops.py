@@ -1,4 +1,4 @@
-"""The three loops by hand: ten devices sketch their data, a queue carries it to a trainer each, a mean joins the models.
+"""The three loops by hand: ten devices sketch their data, a queue carries it to a trainer each, a mean joins models.
 
 Needs scikit-learn for the data. `edgefast run` does the same with reports and options.
 """

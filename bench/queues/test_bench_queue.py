@@ -1,4 +1,4 @@
-"""Queue between threads: ours against queue.Queue, SimpleQueue and a bare deque. Items per second, CPU time beside it."""
+"""Queue between threads: ours against queue.Queue, SimpleQueue and a bare deque. Items a second, CPU time beside it."""
 
 from __future__ import annotations
 

@@ -126,11 +126,15 @@ CSV_ERRORS = [
     (with_value("c", 7, "nan"), "label", "got NaN (a missing value) in row 7, column 'c' (1 in all); fill or remove"),
     (with_value("c", 7, ""), "label", "got NaN (a missing value) in row 7, column 'c'"),
     (with_value("a", 3, "-inf"), "label", "expected finite numbers, got infinity in row 3, column 'a'"),
-    (table(label=[1] * 40), "label", "expected at least two classes to tell apart, every label is 1; is this the right"),
+    (
+        table(label=[1] * 40),
+        "label",
+        "expected at least two classes to tell apart, every label is 1; is this the right",
+    ),
     (table(label=X[:, 1].tolist()), "label", "expected classes, got the continuous value"),
     (table(label=list(range(40))), "label", "expected classes, got 40 different values in 40 rows"),
     (with_value("label", 5, ""), "label", "target column 'label': row 5 has no label (1 such rows); remove them"),
-    (table(), "lable", "there is no column 'lable'; there are 'a', 'b', 'c', 'label'"),
+    (table(), "level", "there is no column 'level'; there are 'a', 'b', 'c', 'label'"),
     (table(), None, "which column holds the class? name it with --target; there are 'a', 'b', 'c', 'label'"),
     ({"label": Y.tolist()}, "label", "expected features beside the target column, there are none"),
     ({k: [] for k in "ab"}, "a", "expected rows, the file has none"),
@@ -148,7 +152,9 @@ def test_tables_that_cannot_be_used(tmp_path: Path, columns: Any, target: str | 
 
 
 @pytest.mark.parametrize("suffix", ["npz", "npy", "csv", "parquet"])
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04garbage", b"\x93NUMPY\x01\x00", bytes(range(256)) * 9])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"PK\x03\x04garbage", b"\x93NUMPY\x01\x00", bytes(range(256)) * 9]
+)
 def test_damaged_files(tmp_path: Path, suffix: str, content: bytes) -> None:
     if suffix in ("csv", "parquet"):
         pytest.importorskip("pyarrow")

@@ -30,7 +30,9 @@ SMALL: dict[str, Any] = {"devices": 4, "rounds": 3, "components": 6, "epochs": 2
 def oracle(config: RunConfig, data: Dataset) -> dict[str, Any]:
     """Federated averaging as the paper writes it: no queue, no thread, no kernel of ours but the mean's definition."""
     train, _ = stratified_split(data.y, config.test_fraction, seed=config.seed)
-    shards = [train[s] for s in dirichlet_partition(data.y[train], config.devices, alpha=config.alpha, seed=config.seed)]
+    shards = [
+        train[s] for s in dirichlet_partition(data.y[train], config.devices, alpha=config.alpha, seed=config.seed)
+    ]
     scaler = Scaler.fit([data.X[s] for s in shards])
     matrix = SketchOperator(config.kind, data.X.shape[1], config.components, seed=config.seed).toarray()
     # In two steps, as the kernels do: exact sums of +-1, then one multiplication.

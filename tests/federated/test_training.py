@@ -81,7 +81,9 @@ def test_the_trainer_steps_along_the_negative_gradient() -> None:
             assert trainer.model[key][index] == pytest.approx(start[key][index] - 0.25 * slope, abs=1e-8)
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 60), st.floats(0.01, 100), st.integers(0, 9))
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 60), st.floats(0.01, 100), st.integers(0, 9)
+)
 def test_shards_are_a_partition(labels: list[int], devices: int, alpha: float, seed: int) -> None:
     y = np.array(labels)
     if devices > len(y):

@@ -56,11 +56,9 @@ class LiveView:
         elif progress.round > self._round and (
             progress.round == progress.rounds or progress.round % max(1, progress.rounds // 10) == 0
         ):
-            print(
-                f"round {progress.round}/{progress.rounds}  {accuracy}  queue {progress.depth}/{self._config.queue_size}"
-                f"  dropped {progress.dropped}  {progress.seconds:.1f} s",
-                file=sys.stderr,
-            )
+            depth = f"queue {progress.depth}/{self._config.queue_size}"
+            rest = f"dropped {progress.dropped}  {progress.seconds:.1f} s"
+            print(f"round {progress.round}/{progress.rounds}  {accuracy}  {depth}  {rest}", file=sys.stderr)
         self._round = progress.round
 
     def _gauge(self, progress: Progress) -> str:

@@ -23,7 +23,9 @@ def add(commands: Any) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="FILE", help=".npz, .npy, .csv or .parquet (default: scikit-learn's digits)")
     data.add_argument("--target", metavar="COLUMN", help="column of FILE that holds the class")
-    data.add_argument("--test-fraction", type=float, metavar="SHARE", help=f"kept for scoring ({default.test_fraction})")
+    data.add_argument(
+        "--test-fraction", type=float, metavar="SHARE", help=f"kept for scoring ({default.test_fraction})"
+    )
     job = parser.add_argument_group("job")
     job.add_argument("--devices", type=int, metavar="N", help=f"devices ({default.devices})")
     job.add_argument("--alpha", type=float, help=f"Dirichlet concentration of the split ({default.alpha})")
@@ -58,29 +60,19 @@ def _run(args: argparse.Namespace) -> int:
     config = RunConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
     if args.target is not None and args.data is None:
         raise InputError("target: names a column of --data FILE, which is not given")
-    if args.out is not None:
-        folder = Path(args.out)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: expected a folder to write to, this is a file")
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"{folder}: no permission to write there")
-        import importlib.util
-
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("the report in --out needs matplotlib; pip install 'edgefast[cli]'")
+    folder = None if args.out is None else _folder(Path(args.out))
     data = digits() if args.data is None else read_dataset(args.data, args.target)
     with LiveView(config, data.name) as view:
         result = run(config, data, on_progress=view.update)
     metrics = result.metrics
-    if args.out is not None:
+    if folder is not None:
         result.model.save(folder)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_report(metrics, folder / "report.html")
     if args.json:
         print(json.dumps(metrics, allow_nan=False))
     else:
-        print("\n".join(_summary(metrics, args.out)))
+        print("\n".join(_summary(metrics, folder)))
     if metrics["interrupted"]:
         done = len(metrics["rounds"])
         print(f"edgefast run: interrupted after {done} of {config.rounds} rounds", file=sys.stderr)
@@ -88,7 +80,23 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(metrics: dict[str, Any], out: str | None) -> list[str]:
+def _folder(folder: Path) -> Path:
+    """Make the folder, and find out before the work that the results can be written."""
+    import importlib.util
+
+    from edgefast.federated import InputError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder to write to, this is a file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("the report in --out needs matplotlib; pip install 'edgefast[cli]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: no permission to write there")
+    return folder
+
+
+def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
     def percent(value: float | None) -> str:
         return "not computed" if value is None else f"{value:.1%}"
 
@@ -101,6 +109,6 @@ def _summary(metrics: dict[str, Any], out: str | None) -> list[str]:
         f"uplink      {sent['updates']:,} bytes of updates, {sent['updates_without_sketch']:,} without the sketch",
         f"time        {metrics['seconds']:.2f} s for {len(metrics['rounds'])} rounds",
     ]
-    if out is not None:
-        lines.append(f"report      {Path(out) / 'report.html'}")
+    if folder is not None:
+        lines.append(f"report      {folder / 'report.html'}")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import threading
@@ -130,17 +131,19 @@ class _Device:
         except ShutDown:
             return
         finally:
-            try:
+            with contextlib.suppress(ShutDown):
                 self.queue.put(_END)  # also after an error, so that the trainer does not wait for ever
-            except ShutDown:
-                pass
 
     def _note(self, number: int) -> None:
         if number == 0 and self.trace is not None and len(self.trace) < _MAX_SAMPLES:
             self.trace.append((time.perf_counter(), self.queue.qsize()))
 
     def train(
-        self, number: int, model: dict[str, NDArray[Any]], step: float, start_source: Callable[[Callable[[], None]], Future[None]]
+        self,
+        number: int,
+        model: dict[str, NDArray[Any]],
+        step: float,
+        start_source: Callable[[Callable[[], None]], Future[None]],
     ) -> SoftmaxTrainer:
         """One round: everything the source brings, from the global model on."""
         trainer = SoftmaxTrainer(model, step)
@@ -229,7 +232,7 @@ class _Run:
         self.config = config
         self.data = data
         self.on_progress = on_progress or (lambda progress: None)
-        n, d = data.X.shape
+        d = data.X.shape[1]
         if config.components > d:
             raise InputError(
                 f"components: expected at most the {d} features of {data.name}, got {config.components}; ask for fewer"

@@ -144,7 +144,9 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
             found = {f: stored[f] for f in _FIELDS}
     except InputError:
         raise
-    except Exception as error:  # whatever numpy's reader raises on damaged bytes: ValueError, BadZipFile, zlib.error, ...
+    except (
+        Exception
+    ) as error:  # whatever numpy's reader raises on damaged bytes: ValueError, BadZipFile, zlib.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: not a readable model ({reason})") from None
     if found["version"].shape != () or found["version"] != _VERSION:

@@ -23,12 +23,15 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2r
 .sub, figcaption { color: #555; } .note { background: #fff4d6; border-left: 4px solid #e69f00; padding: .5rem 1rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
 .tile { border: 1px solid #ddd; border-radius: 6px; padding: .5rem .75rem; }
-.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .tile span { color: #555; font-size: .85rem; }
+.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.tile span { color: #555; font-size: .85rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { text-align: right; padding: .15rem .75rem; border-bottom: 1px solid #eee; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { text-align: right; padding: .15rem .75rem; border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
-.scroll { max-height: 22rem; overflow: auto; border: 1px solid #eee; } .scroll th { position: sticky; top: 0; background: #fff; }
+.scroll { max-height: 22rem; overflow: auto; border: 1px solid #eee; }
+.scroll th { position: sticky; top: 0; background: #fff; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 2rem; align-items: start; }
 """
 
@@ -108,8 +111,8 @@ def _accuracy(figure: Any, metrics: dict[str, Any]) -> str:
     gap = 100 * (found["centralised"] - found["federated"])
     where = "below" if gap >= 0 else "above"
     return (
-        f"After {len(rounds)} rounds: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with all rows in "
-        "one place on the same sketched features."
+        f"After {len(rounds)} rounds: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with all rows "
+        "in one place on the same sketched features."
     )
 
 
@@ -119,9 +122,7 @@ def _depth(figure: Any, metrics: dict[str, Any]) -> str:
     whole, close = figure.subplots(2, 1)
     whole.fill_between(*_envelope(depth["seconds"], depth["max"]), step="mid", color=_BLUE, alpha=0.35, linewidth=0)
     whole.set(xlabel="whole run: fullest queue, seconds")
-    close.step(
-        [1000 * t for t in trace["seconds"]], trace["depth"], where="post", color=_BLUE, linewidth=1
-    )
+    close.step([1000 * t for t in trace["seconds"]], trace["depth"], where="post", color=_BLUE, linewidth=1)
     close.set(xlabel=f"first round of device {trace['device']}: every put and get, milliseconds")
     for axes in (whole, close):
         axes.axhline(queue["high_watermark"], color=_RED, linestyle="--", linewidth=1, label="closes (high watermark)")
@@ -168,8 +169,8 @@ def _uplink(figure: Any, metrics: dict[str, Any]) -> str:
         axes.grid(False, axis="x")
     d, k = metrics["data"]["features"], metrics["config"]["components"]
     return (
-        f"{d} features become {k}. The operator itself is {sent['operator']} bytes for each device, standardisation sent "
-        f"{_bytes(sent['standardisation'])} once."
+        f"{d} features become {k}. The operator itself is {sent['operator']} bytes for each device, standardisation "
+        f"sent {_bytes(sent['standardisation'])} once."
     )
 
 
@@ -243,8 +244,8 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         )
     if not metrics["repeatable"]:
         notes.append(
-            f"With policy {config['policy']!r} it depends on timing which batches are dropped: another run with the same "
-            "seed gives another model."
+            f"With policy {config['policy']!r} it depends on timing which batches are dropped: another run with the "
+            "same seed gives another model."
         )
     shares = data["rows_per_device"]
     used = {**config, "high_watermark": queue["high_watermark"], "low_watermark": queue["low_watermark"]}
