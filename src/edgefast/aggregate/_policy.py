@@ -18,6 +18,7 @@ Nonfinite = Literal["raise", "drop", "propagate"]
 INTS = ("round", "max", "first", "skip", "error")
 NONFINITE = ("raise", "drop", "propagate")
 _EXACT = 2**53
+_LEAST, _MOST = 2.0**-900, 2.0**900
 
 
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
@@ -30,7 +31,7 @@ def check_accumulate(value: object) -> None:
 
 
 def one_weight(value: Any, name: str) -> float:
-    """A finite weight >= 0 as a float."""
+    """0, or a weight that neither overflows nor loses digits in a product, as a float."""
     if isinstance(value, (str, bytes)) or value is None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
@@ -39,6 +40,8 @@ def one_weight(value: Any, name: str) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     if not math.isfinite(weight) or weight < 0:
         raise ValueError(f"{name}: expected a finite weight >= 0, got {weight}")
+    if weight and not _LEAST <= weight <= _MOST:
+        raise ValueError(f"{name}: expected 0 or a weight from 2**-900 to 2**900, got {weight}")
     return weight
 
 

@@ -7,7 +7,7 @@ import json
 import struct
 import threading
 import zlib
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
@@ -126,12 +126,12 @@ class MeanAccumulator:
         Args:
             update: an update of the template's structure; it is read once (twice when non-finite values are looked
                 for) and not kept.
-            weight: finite, >= 0; an update of weight 0 is not read.
+            weight: 0, or from 2**-900 to 2**900; an update of weight 0 is not read.
             client: name for error messages; None for the running number.
 
         Raises:
             StructureMismatch, ShapeMismatch, DtypeMismatch, NonFiniteUpdate, IntegerRange: as weighted_mean.
-            ValueError, TypeError: the weight is negative, not finite, or no number.
+            ValueError, TypeError: the weight is out of range, or no number.
         """
         w = _policy.one_weight(weight, "weight")
         if w == 0:
@@ -266,7 +266,7 @@ class MeanAccumulator:
             and all(a.tobytes() == b.tobytes() for a, b in zip(self._sums, other._sums, strict=True))
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         parameters = sum(a.size for a in self._template.arrays)

@@ -40,7 +40,8 @@ def weighted_mean(
             dict, list or tuple of arrays; all have the structure, shapes and dtypes of the first. Dtypes: float16,
             float32, float64, (u)int8 to (u)int64, bool. A bare list of arrays is K one-array updates. Updates are
             never changed; strided arrays are copied one at a time.
-        weights: K finite weights >= 0, not all zero; None for equal ones. An update of weight 0 is not read.
+        weights: K finite weights, each 0 or from 2**-900 to 2**900, not all zero; None for equal ones. An update of
+            weight 0 is not read.
         out: containers of arrays like an update, for the result; an array may also be part of one update, at the
             same place. After an error its contents are undefined.
         accumulate: "float64".
@@ -59,7 +60,8 @@ def weighted_mean(
         NonFiniteUpdate: NaN or infinity with nonfinite="raise", or in every update with "drop".
         IntegerRange: an integer beyond 2**53 with ints="round".
         ZeroWeightError: all weights are 0.
-        ValueError: no updates, a wrong number of weights, a negative or non-finite weight, an unknown option.
+        ValueError: no updates, a wrong number of weights, a negative, non-finite or extreme weight, an unknown
+            option.
         TypeError: updates or weights are no sequences, or a weight is no number.
 
     References:

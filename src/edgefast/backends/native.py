@@ -17,15 +17,15 @@ load_error: str | None = None
 
 try:
     from edgefast import _native  # type: ignore[no-redef,attr-defined]
-except ModuleNotFoundError as error:
-    if error.name not in ("edgefast._native", None):
+except ModuleNotFoundError as _error:
+    if _error.name not in ("edgefast._native", None):
         raise
     unavailable = "this installation is the pure-Python package (built without a C++ compiler)"
-except ImportError as error:
-    if "_native" in str(error) and "cannot import name" in str(error):
+except ImportError as _error:
+    if "_native" in str(_error) and "cannot import name" in str(_error):
         unavailable = "this installation is the pure-Python package (built without a C++ compiler)"
     else:
-        load_error = unavailable = str(error)
+        load_error = unavailable = str(_error)
 
 
 def simd_levels() -> tuple[str, ...]:

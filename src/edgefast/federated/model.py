@@ -43,12 +43,12 @@ class Model:
         features: tuple[str, ...],
         target: str | None = None,
     ) -> None:
-        self.operator = operator
-        self.weights = weights
-        self.bias = bias
-        self.classes = classes
-        self.features = features
-        self.target = target
+        self.operator: SketchOperator = operator
+        self.weights: NDArray[Any] = weights
+        self.bias: NDArray[Any] = bias
+        self.classes: NDArray[Any] = classes
+        self.features: tuple[str, ...] = features
+        self.target: str | None = target
         self._scaler = scaler
 
     def sketch(self, X: ArrayLike) -> NDArray[Any]:

@@ -28,11 +28,11 @@ class Scaler:
     """
 
     def __init__(self, mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> None:
-        self.mean = mean
-        self.deviation = deviation
+        self.mean: NDArray[np.float64] = mean
+        self.deviation: NDArray[np.float64] = deviation
         carry = math.ceil(math.log2(max(1, len(mean)))) + int(math.log2(_LIMIT))
         self.dtype: type[np.floating[Any]] = np.float32 if len(mean) <= 2**15 else np.float64
-        self.bits = np.finfo(self.dtype).nmant - carry
+        self.bits: int = np.finfo(self.dtype).nmant - carry
         with np.errstate(divide="ignore"):
             self._factor = np.where(deviation > 0, 2.0**self.bits / deviation, 0.0)
 
@@ -77,9 +77,9 @@ class SoftmaxTrainer:
     """
 
     def __init__(self, model: dict[str, NDArray[Any]], step: float) -> None:
-        self.model = {key: value.copy() for key, value in model.items()}
-        self.rows = 0
-        self.loss = 0.0
+        self.model: dict[str, NDArray[Any]] = {key: value.copy() for key, value in model.items()}
+        self.rows: int = 0
+        self.loss: float = 0.0
         self._step = model["weights"].dtype.type(step)
 
     def train(self, Z: NDArray[Any], y: NDArray[Any]) -> None:
