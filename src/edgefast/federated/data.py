@@ -97,10 +97,10 @@ def read_dataset(path: str | os.PathLike[str], target: str | None) -> Dataset:
         InputError: the file cannot be read, or what is in it cannot be trained on; one line says why and what to do.
 
     Examples:
-        >>> import numpy as np, os, tempfile
+        >>> import pathlib, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "room.csv")
-        ...     _ = open(path, "w").write("heat,light,busy\\n20.5,3,no\\n22,9,yes\\n21,8,yes\\n")
+        ...     path = pathlib.Path(folder) / "room.csv"
+        ...     _ = path.write_text("heat,light,busy\\n20.5,3,no\\n22,9,yes\\n21,8,yes\\n")
         ...     data = read_dataset(path, "busy")
         >>> data.X.shape, data.classes.tolist(), data.y.tolist()
         ((3, 2), ['no', 'yes'], [0, 1, 1])
