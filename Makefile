@@ -90,7 +90,7 @@ asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer a
 	EDGEFAST_SANITIZE=address,undefined EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-asan/bin/python -m pip --disable-pip-version-check -q install '.[sklearn,cli]' --group test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	  .venv-asan/bin/python -m pytest tests -s -p no:faulthandler $(ARGS)
+	  .venv-asan/bin/python -m pytest tests -s $(ARGS)
 
 wheel: $(VENV)/.created ## sdist, a tested wheel for every CPython >= 3.11 found, and the pure wheel, in dist/
 	$(PY) tools/wheels.py $(ARGS)

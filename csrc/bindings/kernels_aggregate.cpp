@@ -2,7 +2,6 @@
 // memory safety needs (dtype, size, contiguity) is checked again here, at the price of a few loads per array.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "aggregate/mean.hpp"
@@ -161,7 +160,7 @@ int64_t first_mismatch(const Kernels&, const py::list& arrays, const py::list& m
         const auto* a = py::detail::array_proxy(object);
         const auto* m = proxy(PyList_GET_ITEM(model.ptr(), static_cast<Py_ssize_t>(t)));
         if (a->descr != m->descr || a->nd != m->nd || !c_contiguous(a) ||
-            std::memcmp(a->dimensions, m->dimensions, sizeof(Py_ssize_t) * static_cast<size_t>(a->nd)) != 0)
+            !std::equal(a->dimensions, a->dimensions + a->nd, m->dimensions))
             return static_cast<int64_t>(t);
     }
     return -1;

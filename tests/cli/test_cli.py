@@ -172,11 +172,13 @@ def test_ctrl_c_ends_with_a_partial_report(tmp_path: Path, moment: str) -> None:
     code = f"import signal, os; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv({argv[0]!r}, {argv!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
-        while not out.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
         if moment == "running":
-            time.sleep(2.0)
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("round 1/1000000")
+        else:
+            deadline = time.monotonic() + 60
+            while not out.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         text, error = process.communicate(timeout=60)
     finally:

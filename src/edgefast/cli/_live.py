@@ -54,7 +54,7 @@ class LiveView:
             fields: dict[str, Any] = {"accuracy": accuracy, "dropped": progress.dropped, "gauge": self._gauge(progress)}
             self._bar.update(self._task, completed=progress.round, **fields)
         elif progress.round > self._round and (
-            progress.round == progress.rounds or progress.round % max(1, progress.rounds // 10) == 0
+            progress.round in (1, progress.rounds) or progress.round % max(1, progress.rounds // 10) == 0
         ):
             depth = f"queue {progress.depth}/{self._config.queue_size}"
             rest = f"dropped {progress.dropped}  {progress.seconds:.1f} s"
