@@ -21,41 +21,94 @@ struct Lanes<double> {
 
 #define EF_INLINE static inline __attribute__((always_inline))
 
-// (a0 b0 a1 b1 ...) and the upper halves likewise.
+// Transposition by 16-byte chunks: rows are loaded into the chunks of a vector straight from memory, and what is left
+// stays inside the chunks. Shuffles across chunks, which x86 does on one port and slowly, are not needed.
+typedef float vf32_chunk __attribute__((vector_size(16)));
+typedef double vf64_chunk __attribute__((vector_size(16)));
+
+// low32: (a0 b0 a1 b1) of every chunk, high32: (a2 b2 a3 b3); low64 and high64 the same with pairs of floats.
 #if EF_VECTOR_BYTES == 16
-EF_INLINE vf32 interleave_low(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
-EF_INLINE vf32 interleave_high(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
-EF_INLINE vf64 interleave_low(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 2); }
-EF_INLINE vf64 interleave_high(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 1, 3); }
+EF_INLINE vf32 low32(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+EF_INLINE vf32 high32(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+EF_INLINE vf32 low64(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 1, 4, 5); }
+EF_INLINE vf32 high64(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); }
+EF_INLINE vf64 low64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 2); }
+EF_INLINE vf64 high64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 1, 3); }
+EF_INLINE vf32 join_chunks(const char* const* rows, int64_t offset, const float*) {
+    return load_as<vf32>(rows[0] + offset);
+}
+EF_INLINE vf64 join_chunks(const char* const* rows, int64_t offset, const double*) {
+    return load_as<vf64>(rows[0] + offset);
+}
 #elif EF_VECTOR_BYTES == 32
-EF_INLINE vf32 interleave_low(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-EF_INLINE vf32 interleave_high(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
-EF_INLINE vf64 interleave_low(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
-EF_INLINE vf64 interleave_high(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+EF_INLINE vf32 low32(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13); }
+EF_INLINE vf32 high32(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
+EF_INLINE vf32 low64(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13); }
+EF_INLINE vf32 high64(vf32 a, vf32 b) { return __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
+EF_INLINE vf64 low64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 4, 2, 6); }
+EF_INLINE vf64 high64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 1, 5, 3, 7); }
+EF_INLINE vf32 join_chunks(const char* const* rows, int64_t offset, const float*) {
+    return __builtin_shufflevector(load_as<vf32_chunk>(rows[0] + offset), load_as<vf32_chunk>(rows[4] + offset), 0, 1, 2,
+                                   3, 4, 5, 6, 7);
+}
+EF_INLINE vf64 join_chunks(const char* const* rows, int64_t offset, const double*) {
+    return __builtin_shufflevector(load_as<vf64_chunk>(rows[0] + offset), load_as<vf64_chunk>(rows[2] + offset), 0, 1, 2,
+                                   3);
+}
 #else
-EF_INLINE vf32 interleave_low(vf32 a, vf32 b) {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+EF_INLINE vf32 low32(vf32 a, vf32 b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
 }
-EF_INLINE vf32 interleave_high(vf32 a, vf32 b) {
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+EF_INLINE vf32 high32(vf32 a, vf32 b) {
+    return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
 }
-EF_INLINE vf64 interleave_low(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-EF_INLINE vf64 interleave_high(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+EF_INLINE vf32 low64(vf32 a, vf32 b) {
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+}
+EF_INLINE vf32 high64(vf32 a, vf32 b) {
+    return __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+EF_INLINE vf64 low64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14); }
+EF_INLINE vf64 high64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15); }
+typedef double vf64_half __attribute__((vector_size(32)));
+EF_INLINE vf32_half join_two(const char* a, const char* b, const float*) {
+    return __builtin_shufflevector(load_as<vf32_chunk>(a), load_as<vf32_chunk>(b), 0, 1, 2, 3, 4, 5, 6, 7);
+}
+EF_INLINE vf64_half join_two(const char* a, const char* b, const double*) {
+    return __builtin_shufflevector(load_as<vf64_chunk>(a), load_as<vf64_chunk>(b), 0, 1, 2, 3);
+}
+EF_INLINE vf32 join_chunks(const char* const* rows, int64_t offset, const float* tag) {
+    return __builtin_shufflevector(join_two(rows[0] + offset, rows[4] + offset, tag),
+                                   join_two(rows[8] + offset, rows[12] + offset, tag), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                   11, 12, 13, 14, 15);
+}
+EF_INLINE vf64 join_chunks(const char* const* rows, int64_t offset, const double* tag) {
+    return __builtin_shufflevector(join_two(rows[0] + offset, rows[2] + offset, tag),
+                                   join_two(rows[4] + offset, rows[6] + offset, tag), 0, 1, 2, 3, 4, 5, 6, 7);
+}
 #endif
 
-// Transposes L vectors of L lanes in place: log2(L) perfect shuffles rotate the index bits by half their number.
-template <int L, class V>
-EF_INLINE void transpose(V* v) {
-#pragma GCC unroll 8
-    for (int stage = 1; stage < L; stage *= 2) {
-        V t[L];
-#pragma GCC unroll 16
-        for (int i = 0; i < L / 2; ++i) {
-            t[2 * i] = interleave_low(v[i], v[i + L / 2]);
-            t[2 * i + 1] = interleave_high(v[i], v[i + L / 2]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) v[i] = t[i];
+// v[j] = element j of every row, j < L: rows are L pointers, `offset` bytes are added to each.
+EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf32* v) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kLanesF32; g += 4) {
+        const float* tag = nullptr;
+        const vf32 a = join_chunks(rows + 0, offset + g * 4, tag), b = join_chunks(rows + 1, offset + g * 4, tag);
+        const vf32 c = join_chunks(rows + 2, offset + g * 4, tag), d = join_chunks(rows + 3, offset + g * 4, tag);
+        const vf32 ab_low = low32(a, b), ab_high = high32(a, b), cd_low = low32(c, d), cd_high = high32(c, d);
+        v[g + 0] = low64(ab_low, cd_low);
+        v[g + 1] = high64(ab_low, cd_low);
+        v[g + 2] = low64(ab_high, cd_high);
+        v[g + 3] = high64(ab_high, cd_high);
+    }
+}
+EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf64* v) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kLanesF64; g += 2) {
+        const double* tag = nullptr;
+        const vf64 a = join_chunks(rows + 0, offset + g * 8, tag), b = join_chunks(rows + 1, offset + g * 8, tag);
+        v[g + 0] = low64(a, b);
+        v[g + 1] = high64(a, b);
     }
 }
 

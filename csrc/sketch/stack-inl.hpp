@@ -1,6 +1,3 @@
-// 32-byte vectors for AVX-512 machines too: the accumulators and the tile of 16 rows crowd each other out of a 32 KiB
-// L1 cache, and wider vectors were no faster (measured on Zen 4).
-#if !defined(EF_TARGET_AVX512)
 namespace ef {
 namespace EF_ISA {
 namespace {
@@ -9,37 +6,47 @@ namespace {
 
 constexpr int kTile = 64;  // features transposed at a time: 4 KiB of 64-byte vectors
 
-// Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one.
-template <class T>
+// Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one. With
+// kNegate their negatives follow, then a zero vector.
+template <class T, bool kNegate>
 EF_INLINE void load_tile(const StridedMatrix& x, int64_t row, int rows, int64_t first, int count, T* tile) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const char* base = x.data + row * x.row_stride + first * x.column_stride;
+    T* const negative = tile + count * L;
+    if (kNegate) store_as(tile + 2 * count * L, V{});
     if (x.column_stride == static_cast<int64_t>(sizeof(T))) {
         const char* source[L];
         for (int r = 0; r < L; ++r) source[r] = base + (r < rows ? r : rows - 1) * x.row_stride;
         int j = 0;
         for (; j + L <= count; j += L) {
             V v[L];
+            // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
+#pragma GCC unroll 16
+            for (int r = 0; r < L; ++r)
+                __builtin_prefetch(source[r] + j * sizeof(T) + kPlanBytes / EF_VECTOR_BYTES * sizeof(T), 0, 2);
+            load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
 #pragma GCC unroll 16
             for (int r = 0; r < L; ++r) {
-                v[r] = load_as<V>(source[r] + j * sizeof(T));
-                // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
-                __builtin_prefetch(source[r] + j * sizeof(T) + kPlanBytes / EF_VECTOR_BYTES * sizeof(T), 0, 2);
+                store_as(tile + (j + r) * L, v[r]);
+                if (kNegate) store_as(negative + (j + r) * L, -v[r]);
             }
-            transpose<L>(v);
-#pragma GCC unroll 16
-            for (int r = 0; r < L; ++r) store_as(tile + (j + r) * L, v[r]);
         }
-        for (; j < count; ++j)
+        for (; j < count; ++j) {
             for (int r = 0; r < L; ++r) tile[j * L + r] = element<T>(source[r] + j * sizeof(T));
-    } else if (x.row_stride == static_cast<int64_t>(sizeof(T)) && rows == L) {
+            if (kNegate) store_as(negative + j * L, -load_as<V>(tile + j * L));
+        }
+        return;
+    }
+    if (x.row_stride == static_cast<int64_t>(sizeof(T)) && rows == L) {
         for (int j = 0; j < count; ++j) store_as(tile + j * L, load_as<V>(base + j * x.column_stride));
     } else {
         for (int j = 0; j < count; ++j)
             for (int r = 0; r < L; ++r)
                 tile[j * L + r] = element<T>(base + (r < rows ? r : rows - 1) * x.row_stride + j * x.column_stride);
     }
+    if (kNegate)
+        for (int j = 0; j < count; ++j) store_as(negative + j * L, -load_as<V>(tile + j * L));
 }
 
 // Adds `count` transposed features to acc[component][row]. kNnz 0: any number of entries a feature.
@@ -67,42 +74,54 @@ EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count
     }
 }
 
-// Negates the tile into the vectors behind it, so that an entry's sign is part of its address, and adds by output: the
-// accumulator of an output stays in a register for all terms of the tile. Feature by feature, every term would be a
-// load that waits for a recent store to the same place.
-template <class T>
-EF_INLINE void add_planned(T* tile, int count, const uint16_t* plan, T* acc) {
+// The outputs of one class, kAtOnce at a time: several independent chains of additions in flight. kPairs 0: `pairs`.
+template <class T, int kPairs, int kAtOnce>
+EF_INLINE const uint16_t* add_outputs(const uint16_t* plan, int pairs, int* outputs, const char* base, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
-    for (int j = 0; j < count; ++j) store_as(tile + (count + j) * L, -load_as<V>(tile + j * L));
-    store_as(tile + 2 * count * L, V{});
+    const int terms = 2 * (kPairs > 0 ? kPairs : pairs);
+    for (; *outputs >= kAtOnce; *outputs -= kAtOnce, plan += kAtOnce * (terms + 1)) {
+        T* to[kAtOnce];
+        V sum[kAtOnce];
+#pragma GCC unroll 4
+        for (int o = 0; o < kAtOnce; ++o) {
+            to[o] = acc + static_cast<size_t>(plan[o * (terms + 1)]) * L;
+            sum[o] = load_as<V>(to[o]);
+        }
+#pragma GCC unroll 16
+        for (int i = 1; i <= terms; ++i)
+#pragma GCC unroll 4
+            for (int o = 0; o < kAtOnce; ++o) sum[o] += load_as<V>(base + plan[o * (terms + 1) + i]);
+#pragma GCC unroll 4
+        for (int o = 0; o < kAtOnce; ++o) store_as(to[o], sum[o]);
+    }
+    return plan;
+}
+
+template <class T, int kPairs>
+EF_INLINE const uint16_t* add_class(const uint16_t* plan, int pairs, int outputs, const char* base, T* acc) {
+    plan = add_outputs<T, kPairs, 4>(plan, pairs, &outputs, base, acc);
+    plan = add_outputs<T, kPairs, 2>(plan, pairs, &outputs, base, acc);
+    return add_outputs<T, kPairs, 1>(plan, pairs, &outputs, base, acc);
+}
+
+// Adds by output: its accumulator stays in a register for all terms of the tile. Feature by feature, every term would
+// be a load that waits for a recent store to the same place. The sign of an entry is part of its address in the tile.
+template <class T>
+EF_INLINE void add_planned(const T* tile, const uint16_t* plan, T* acc) {
     const char* base = reinterpret_cast<const char*>(tile);
     for (int classes = *plan++; classes > 0; --classes) {
         const int pairs = *plan++, outputs = *plan++;
-        int o = 0;
-        // Two outputs at a time: twice the independent additions in flight, half the branches.
-        for (; o + 1 < outputs; o += 2, plan += 2 * (2 * pairs + 1)) {
-            const uint16_t* other = plan + 2 * pairs + 1;
-            T* a = acc + static_cast<size_t>(plan[0]) * L;
-            T* b = acc + static_cast<size_t>(other[0]) * L;
-            V sum_a = load_as<V>(a), sum_b = load_as<V>(b);
-            for (int i = 1; i < 2 * pairs; i += 2) {
-                sum_a += load_as<V>(base + plan[i]);
-                sum_b += load_as<V>(base + other[i]);
-                sum_a += load_as<V>(base + plan[i + 1]);
-                sum_b += load_as<V>(base + other[i + 1]);
-            }
-            store_as(a, sum_a);
-            store_as(b, sum_b);
-        }
-        if (o < outputs) {
-            T* a = acc + static_cast<size_t>(*plan++) * L;
-            V sum = load_as<V>(a);
-            for (int i = 0; i < pairs; ++i, plan += 2) {
-                sum += load_as<V>(base + plan[0]);
-                sum += load_as<V>(base + plan[1]);
-            }
-            store_as(a, sum);
+        switch (pairs) {  // a known number of terms needs no loop, and no mispredicted end of one
+            case 1: plan = add_class<T, 1>(plan, pairs, outputs, base, acc); break;
+            case 2: plan = add_class<T, 2>(plan, pairs, outputs, base, acc); break;
+            case 3: plan = add_class<T, 3>(plan, pairs, outputs, base, acc); break;
+            case 4: plan = add_class<T, 4>(plan, pairs, outputs, base, acc); break;
+            case 5: plan = add_class<T, 5>(plan, pairs, outputs, base, acc); break;
+            case 6: plan = add_class<T, 6>(plan, pairs, outputs, base, acc); break;
+            case 7: plan = add_class<T, 7>(plan, pairs, outputs, base, acc); break;
+            case 8: plan = add_class<T, 8>(plan, pairs, outputs, base, acc); break;
+            default: plan = add_class<T, 0>(plan, pairs, outputs, base, acc);
         }
     }
 }
@@ -118,8 +137,8 @@ void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* e
         constexpr int kFeatures = kPlanBytes / EF_VECTOR_BYTES;
         for (int64_t j = 0; j < job.x.columns; j += kFeatures) {
             const int count = job.x.columns - j < kFeatures ? static_cast<int>(job.x.columns - j) : kFeatures;
-            load_tile<T>(job.x, row, rows, j, count, tile);
-            add_planned<T>(tile, count, job.plan + job.plan_start[j / kFeatures], acc);
+            load_tile<T, true>(job.x, row, rows, j, count, tile);
+            add_planned<T>(tile, job.plan + job.plan_start[j / kFeatures], acc);
         }
     }
     for (int64_t j = 0; j < job.x.columns && !job.plan; j += kTile) {
@@ -129,7 +148,7 @@ void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* e
             stack_table(job.seed, k, job.nnz, j, count, entries);
             entry = entries;
         }
-        load_tile<T>(job.x, row, rows, j, count, tile);
+        load_tile<T, false>(job.x, row, rows, j, count, tile);
         switch (job.nnz) {
             case 8: add_tile<T, 8>(tile, entry, 8, count, acc); break;
             case 4: add_tile<T, 4>(tile, entry, 4, count, acc); break;
@@ -141,9 +160,9 @@ void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* e
     int64_t c = 0;
     for (; c + L <= k; c += L) {
         V v[L];
-#pragma GCC unroll 16
-        for (int r = 0; r < L; ++r) v[r] = load_as<V>(acc + (c + r) * L);
-        transpose<L>(v);
+        const char* source[L];
+        for (int r = 0; r < L; ++r) source[r] = reinterpret_cast<const char*>(acc + (c + r) * L);
+        load_transposed(source, 0, v);
 #pragma GCC unroll 16
         for (int r = 0; r < L; ++r)
             if (r < rows) store_as(out + r * k + c, canonical_lanes<T>(v[r] * scale));
@@ -202,4 +221,3 @@ static void stack_rows_f64(const StackJob& job, int64_t begin, int64_t end, void
 
 }  // namespace EF_ISA
 }  // namespace ef
-#endif

@@ -27,19 +27,14 @@ namespace ef {
 
 namespace {
 using Rows = void (*)(const StackJob&, int64_t, int64_t, void*, uint32_t*) noexcept;
-#if defined(__x86_64__)
-constexpr Rows kRowsF32[kIsaCount] = {scalar::stack_rows_f32, avx2::stack_rows_f32, avx2::stack_rows_f32, nullptr};
-constexpr Rows kRowsF64[kIsaCount] = {scalar::stack_rows_f64, avx2::stack_rows_f64, avx2::stack_rows_f64, nullptr};
-#else
 constexpr Rows kRowsF32[kIsaCount] = EF_PER_ISA(stack_rows_f32);
 constexpr Rows kRowsF64[kIsaCount] = EF_PER_ISA(stack_rows_f64);
-#endif
 
 constexpr int64_t kGroup = 16;                      // rows handed out at a time: a multiple of every lane count
 constexpr size_t kMaxAccumulator = size_t{1} << 20;  // bytes; above it the lanes' accumulators leave the L2 cache
 constexpr int64_t kGrain = int64_t{1} << 18;         // additions worth a thread
 constexpr uint64_t kKind = 2;
-constexpr int kVectorBytes[kIsaCount] = {16, 32, 32, 16};
+constexpr int kVectorBytes[kIsaCount] = {16, 32, 64, 16};
 constexpr int64_t kMinRowsForPlan = 64;
 
 // The table regrouped: per tile the number of classes, then for each class (pairs, outputs) and for each of its
