@@ -10,6 +10,8 @@ constexpr int kLogRadix = 4;
 #else
 constexpr int kLogRadix = 3;
 #endif
+// Pieces a power of two apart share the sets of an L1 cache of 8 or 12 ways: more of them evict each other.
+constexpr int kLogStreams = 3;
 constexpr int kLogBlockBytes = 14;  // half of a 32 KiB L1 cache
 
 template <class T>
@@ -178,7 +180,7 @@ template <class T>
 void recurse(const T* in, T* out, int64_t n, T scale) {
     const int excess = log2_of(n) - log_block<T>();
     if (excess <= 0) return block(in, out, n, scale);
-    const int radix = excess < kLogRadix ? excess : kLogRadix;
+    const int radix = excess < kLogStreams ? excess : kLogStreams;
     const int64_t h = n >> radix;
     for (int64_t i = 0; i < n; i += h) recurse(in + i, out + i, h, static_cast<T>(1));
     strided(out, h, radix, 0, h, scale);
