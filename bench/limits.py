@@ -1,7 +1,9 @@
 """What this machine can do at most: read and copy bandwidth and the GEMM peak, measured in the run that quotes them.
 
-Read: the best of two reductions that BLAS and numpy vectorise (dot product, maximum) over a buffer far larger than
-the last-level cache, one contiguous share per thread. Copy counts both directions. GEMM is float32, 2 n^3 operations.
+Read: the best of three reductions that BLAS and numpy vectorise, one contiguous share per thread: dot product and
+maximum of one stream over a buffer of 512 MB, and dot products of two streams over ten arrays as long as the updates
+of the aggregation benchmark (one stream alone does not keep every memory busy, and a large last-level cache serves
+both alike). Copy counts both directions. GEMM is float32, 2 n^3 operations.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 BUFFER_BYTES = 512 << 20
+STREAMS, STREAM = 10, 5_000_000
 BLOCK = 1 << 20  # elements per call: long enough to hide the call, short enough to keep threads in step
 
 
@@ -60,11 +63,19 @@ def measure(threads: int, repeats: int = 7) -> Limits:
         for i in range(0, len(part), BLOCK):
             part[i : i + BLOCK].max()
 
+    arrays = [np.ones(STREAM, np.float32) for _ in range(STREAMS)]
+    columns = _shares(STREAM, threads)
+
+    def two_streams(share: slice) -> None:
+        for a, b in zip(arrays[::2], arrays[1::2], strict=True):
+            np.dot(a[share], b[share])
+
     def copy(share: slice) -> None:
         np.copyto(target[share], source[share])
 
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):
-        reads = [_best(lambda f=f: list(pool.map(f, shares)), repeats) for f in (dot, maximum)]
+        reads = [source.nbytes / _best(lambda f=f: list(pool.map(f, shares)), repeats) for f in (dot, maximum)]
+        reads.append(sum(a.nbytes for a in arrays) / _best(lambda: list(pool.map(two_streams, columns)), repeats))
         copies = _best(lambda: list(pool.map(copy, shares)), repeats)
     m = 2048
     a, b = np.ones((m, m), np.float32), np.ones((m, m), np.float32)
@@ -72,7 +83,7 @@ def measure(threads: int, repeats: int = 7) -> Limits:
         gemm = _best(lambda: a @ b, max(3, repeats // 2))
     return {
         "threads": threads,
-        "read_gb_s": source.nbytes / min(reads) / 1e9,
+        "read_gb_s": max(reads) / 1e9,
         "copy_gb_s": 2 * source.nbytes / copies / 1e9,
         "gemm_gflop_s": 2 * m**3 / gemm / 1e9,
     }

@@ -26,6 +26,9 @@ def collect(raw: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for (group, label), benches in samples.items():
         medians = [b["stats"]["median"] for b in benches]
         info = dict(benches[0]["extra_info"])
+        # Contenders that move different numbers of items are compared by the time of one.
+        scale = info.get("items", 1)
+        medians = [m / scale for m in medians]
         groups[group].append(
             {
                 "contender": label,
@@ -74,7 +77,7 @@ def table(raw: dict[str, Any], groups: dict[str, list[dict[str, Any]]]) -> str:
             "",
             f"## {group}",
             "",
-            "| contender | median | spread | rate | ratio | notes |",
+            "| contender | median (of one item, where items are counted) | spread | rate | ratio | notes |",
             "|---|---|---|---|---|---|",
         ]
         for row in rows:
@@ -83,8 +86,8 @@ def table(raw: dict[str, Any], groups: dict[str, list[dict[str, Any]]]) -> str:
             if (moved := extra.pop("bytes", None)) is not None:
                 gb_s = moved / row["seconds"] / 1e9
                 rate = f"{gb_s:.2f} GB/s" + (f" ({gb_s / limit:.0%} of read)" if limit else "")
-            elif (items := extra.pop("items", None)) is not None:
-                rate = f"{items / row['seconds'] / 1e6:.3g} M/s"
+            elif extra.pop("items", None) is not None:
+                rate = f"{1e-6 / row['seconds']:.3g} M/s"
             ratio = ""
             if reference is not None and row is not ours[0]:
                 value = row["seconds"] / reference
