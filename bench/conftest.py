@@ -90,5 +90,7 @@ LIMITS = pytest.StashKey[list[dict[str, float]]]()
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: object, output_json: dict[str, Any]) -> None:
     from edgefast._info import config as edgefast_config
 
+    for bench in output_json["benchmarks"]:
+        bench["stats"].pop("data", None)  # every single timing: hundreds of megabytes nobody reads
     output_json["limits"] = config.stash.get(LIMITS, None)
     output_json["edgefast"] = edgefast_config()
