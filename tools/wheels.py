@@ -49,7 +49,9 @@ def call(*command: str | Path, env: dict[str, str] | None = None, cwd: str | Pat
 
 
 def no_compiler_env() -> dict[str, str]:
-    return {**os.environ, "CC": "/bin/false", "CXX": "/bin/false", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    """A user's machine without a compiler: none of our build settings either."""
+    user = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFAST_")}
+    return {**user, "CC": "/bin/false", "CXX": "/bin/false", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def environment(python: str, folder: Path) -> Path:
@@ -89,6 +91,14 @@ def test_wheel(wheel: Path, python: str, work: Path, sdist: Path, *, native: boo
     call(interpreter, "-m", "pytest", *args, env=env, cwd=tests)
 
 
+def build(python: Path, archive: Path, out: Path, env: dict[str, str]) -> Path:
+    """A wheel from the sdist."""
+    before = set(out.glob("*.whl"))
+    call(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, archive, env=env)
+    (wheel,) = set(out.glob("*.whl")) - before
+    return wheel
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
@@ -115,37 +125,11 @@ def main() -> None:
         built = []
         for version, python in pythons.items():
             interpreter = environment(python, work / f"build-{version}")
-            before = set(options.out.glob("*.whl"))
-            call(
-                interpreter,
-                "-m",
-                "pip",
-                "wheel",
-                "-q",
-                "--no-deps",
-                "-w",
-                options.out,
-                archive,
-                env={**os.environ, "EDGEFAST_REQUIRE_EXTENSIONS": "1"},
-            )
-            (wheel,) = set(options.out.glob("*.whl")) - before
+            wheel = build(interpreter, archive, options.out, {**os.environ, "EDGEFAST_REQUIRE_EXTENSIONS": "1"})
             test_wheel(wheel, python, work, sdist, native=True, quick=options.quick)
             built.append(wheel)
         # The pure wheel, built the way a machine without a compiler builds it: by failing to find one.
-        before = set(options.out.glob("*.whl"))
-        call(
-            work / f"build-{next(iter(pythons))}/bin/python",
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "-w",
-            options.out,
-            archive,
-            env=no_compiler_env(),
-        )
-        (pure,) = set(options.out.glob("*.whl")) - before
+        pure = build(work / f"build-{next(iter(pythons))}/bin/python", archive, options.out, no_compiler_env())
         if not pure.name.endswith("-py3-none-any.whl"):
             sys.exit(f"a build without a compiler made {pure.name}, expected a py3-none-any wheel")
         test_wheel(pure, first, work, sdist, native=False, quick=options.quick)
