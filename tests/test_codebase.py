@@ -45,7 +45,7 @@ def test_no_standalone_fences_and_no_unsafe_math() -> None:
 def test_backends_implement_the_whole_table() -> None:
     from edgefast.backends import numba, numpy, table
 
-    names = {n for n in vars(table.Kernels) if not n.startswith("_")}
+    names = {n for n in dir(table.Kernels) if not n.startswith("_")}
     assert names
     for module in (numba, numpy):
         assert names <= set(vars(module)), (module.__name__, names - set(vars(module)))

@@ -108,6 +108,7 @@ SCRIPTS = {
     "interrupt": """
 import os, signal, sys, threading, time
 from edgefast.queues import Queue
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 q = Queue(1)
 if sys.argv[1] == "put": q.put(0)
 calls = {"get": q.get, "put": lambda: q.put(1), "get_timeout": lambda: q.get(timeout=60),

@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Kernels"]
+__all__ = ["AggregateKernels", "Array", "Kernels", "SketchKernels"]
 
 Array = NDArray[Any]
 
 
-class Kernels(Protocol):
-    # --- sketch -------------------------------------------------------------------------------------------------
+class SketchKernels(Protocol):
     def philox_words(self, k0: int, k1: int, c0: int, c1: int, c2: int, c3: int, out: NDArray[np.uint64], /) -> None:
         """Consecutive Philox4x64-10 blocks, the first at counter (c0, c1, c2, c3), into out (blocks, 4)."""
 
@@ -58,7 +57,8 @@ class Kernels(Protocol):
     def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
 
-    # --- aggregate ----------------------------------------------------------------------------------------------
+
+class AggregateKernels(Protocol):
     # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
     # mean.hpp fixes the arithmetic: binary64, clients in order, one rounding per product and sum, one division.
 
@@ -81,3 +81,7 @@ class Kernels(Protocol):
     def finish_mean(self, sums: list[Array], total: float, out: list[Array], num_threads: int, /) -> None: ...
 
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
+
+
+class Kernels(SketchKernels, AggregateKernels, Protocol):
+    """The whole table."""

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add(commands)
     args = parser.parse_args(argv)
 
-    from edgefast.federated import InputError
+    from edgefast.errors import InputError
 
     try:
         return args.function(args)

@@ -84,7 +84,7 @@ def _folder(folder: Path) -> Path:
     """Make the folder, and find out before the work that the results can be written."""
     import importlib.util
 
-    from edgefast.federated import InputError
+    from edgefast.errors import InputError
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write to, this is a file")

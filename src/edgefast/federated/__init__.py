@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset, digits, read_dataset, read_features
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 from edgefast.federated.job import Progress, RunResult, run
 from edgefast.federated.model import Model, load_model
 from edgefast.federated.partition import dirichlet_partition

@@ -8,7 +8,7 @@ import operator
 from typing import Any, Literal, get_args
 
 from edgefast.backends import streams
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 
 __all__ = ["Policy", "RunConfig", "Weights"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 
 __all__ = ["Dataset", "digits", "read_dataset", "read_features"]
 

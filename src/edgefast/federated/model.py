@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 from edgefast.federated.training import Scaler, log_softmax
 from edgefast.sketch import SketchOperator
 

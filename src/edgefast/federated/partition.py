@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 
 __all__ = ["dirichlet_partition", "stratified_split"]
 

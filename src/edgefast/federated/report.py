@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from edgefast.federated.errors import InputError
+from edgefast.errors import InputError
 
 __all__ = ["write_report"]
 

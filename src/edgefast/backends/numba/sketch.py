@@ -1,47 +1,33 @@
-"""The numba backend: the loops of the C++ kernels, compiled on first call. Nothing is compiled at import."""
+"""edgefast.sketch in numba."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgefast.backends import streams
+from edgefast.backends.numba.jit import jit
 
-# Nothing to win in a loop: drawing integers is C code in numpy already, and dividing sums is one pass.
-from edgefast.backends.numpy import finish_mean, first_mismatch, overlapping, philox_words, stack_table  # noqa: F401
-from edgefast.backends.table import Array
+# Nothing to win in a loop: drawing integers is C code in numpy already.
+from edgefast.backends.numpy.sketch import philox_words, stack_table
 
-
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """numba.njit on first call. fastmath stays off: results have to match the other backends bit for bit."""
-
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        import numba
-
-        # Caching needs a writable directory at decoration time and fails in read-only installations: opt-in.
-        return numba.njit(cache=os.environ.get("EDGEFAST_NUMBA_CACHE") == "1", nogil=True)(function)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        return compiled()(*args)
-
-    return call
-
-
-# --- sketch -----------------------------------------------------------------------------------------------------
+__all__ = [
+    "fwht",
+    "philox_words",
+    "rademacher_transform",
+    "srht_transform",
+    "stack_table",
+    "stack_transform",
+]
 
 _LANES = 16  # rows accumulated side by side
 _ROWS = 256  # rows copied out of the caller's array at a time: one layout, one compilation
 _FEATURES = 1 << 14  # features drawn at a time when there is no table
 
 
-@_jit
+@jit
 def _stack_add(part: NDArray[Any], table: NDArray[np.uint32], acc: NDArray[Any], tile: NDArray[Any]) -> None:
     for group in range(acc.shape[0]):
         rows = min(_LANES, part.shape[0] - group * _LANES)
@@ -59,7 +45,7 @@ def _stack_add(part: NDArray[Any], table: NDArray[np.uint32], acc: NDArray[Any],
                         acc[group, bucket, r] += tile[r]
 
 
-@_jit
+@jit
 def _stack_finish(acc: NDArray[Any], scale: Any, nan: Any, out: NDArray[Any]) -> None:
     for i in range(out.shape[0]):
         for c in range(out.shape[1]):
@@ -67,7 +53,7 @@ def _stack_finish(acc: NDArray[Any], scale: Any, nan: Any, out: NDArray[Any]) ->
             out[i, c] = y if y == y else nan
 
 
-@_jit
+@jit
 def _fwht_rows(work: NDArray[Any], scale: Any) -> None:
     n = work.shape[1]
     for row in range(work.shape[0]):
@@ -84,7 +70,7 @@ def _fwht_rows(work: NDArray[Any], scale: Any) -> None:
             work[row, j] *= scale
 
 
-@_jit
+@jit
 def _take_finish(work: NDArray[Any], index: NDArray[np.int64], scale: Any, nan: Any, out: NDArray[Any]) -> None:
     for i in range(out.shape[0]):
         for c in range(out.shape[1]):
@@ -92,7 +78,7 @@ def _take_finish(work: NDArray[Any], index: NDArray[np.int64], scale: Any, nan: 
             out[i, c] = y if y == y else nan
 
 
-@_jit
+@jit
 def _rademacher_add(part: NDArray[Any], entries: NDArray[Any], acc: NDArray[Any]) -> None:
     for i in range(part.shape[0]):
         for j in range(part.shape[1]):
@@ -163,48 +149,3 @@ def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> 
     _fwht_rows(out, x.dtype.type(scale))
 
 
-# --- aggregate --------------------------------------------------------------------------------------------------
-
-
-@_jit
-def _axpy(x: Any, weight: float, sums: Any) -> None:
-    for i in range(sums.size):
-        sums[i] += x[i] * weight
-
-
-@_jit
-def _finite(x: Any) -> bool:
-    for i in range(x.size):  # noqa: SIM110 - numba compiles the loop
-        if not np.isfinite(x[i]):
-            return False
-    return True
-
-
-def _readable(x: Array) -> Array:
-    """Flat, and of a type numba compiles: it has no float16, and read-only or unaligned arrays are other types."""
-    flat = x.reshape(-1)
-    if x.dtype == np.float16:
-        return flat.astype(np.float64)
-    return np.require(flat, requirements=["A", "W"])
-
-
-def weighted_mean(
-    rows: list[list[Array]], weights: list[float], total: float, out: list[Array], num_threads: int, /
-) -> bool:
-    suspicious = False
-    for t, target in enumerate(out):
-        sums = np.zeros(target.size)
-        for row, weight in zip(rows, weights, strict=True):
-            _axpy(_readable(row[t]), weight, sums)
-        suspicious = suspicious or not _finite(sums)
-        finish_mean([sums], total, [target], num_threads)
-    return suspicious
-
-
-def add_weighted(update: list[Array], weight: float, sums: list[Array], num_threads: int, /) -> None:
-    for x, total in zip(update, sums, strict=True):
-        _axpy(_readable(x), weight, total.reshape(-1))
-
-
-def all_finite(update: list[Array], num_threads: int, /) -> bool:
-    return all(_finite(_readable(a)) for a in update if a.dtype.kind == "f")

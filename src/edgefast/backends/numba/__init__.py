@@ -1,0 +1,9 @@
+"""The numba backend: the loops of the C++ kernels, compiled on first call. One module a capability.
+
+Nothing is compiled, and numba is not even imported, before a kernel is called.
+"""
+
+from __future__ import annotations
+
+from edgefast.backends.numba.aggregate import *  # noqa: F403
+from edgefast.backends.numba.sketch import *  # noqa: F403

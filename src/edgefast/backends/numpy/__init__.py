@@ -1,0 +1,6 @@
+"""The numpy backend: always there, the reference the others are compared with. One module a capability."""
+
+from __future__ import annotations
+
+from edgefast.backends.numpy.aggregate import *  # noqa: F403
+from edgefast.backends.numpy.sketch import *  # noqa: F403
