@@ -61,7 +61,7 @@ $(VENV)/.bench-deps: bench/requirements.txt pyproject.toml | $(VENV)/.built $(VE
 
 bench: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.bench-deps ## all benchmarks against their peers: table, JSON, plot in bench-results/
 	@mkdir -p bench-results
-	$(PY) -m pytest bench --benchmark-only --passes 3 --benchmark-json=bench-results/raw.json --benchmark-columns=median -q $(ARGS)
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(PY) -m pytest bench --benchmark-only --passes 3 --benchmark-json=bench-results/raw.json --benchmark-columns=median -q $(ARGS)
 	$(PY) bench/report.py bench-results/raw.json bench-results
 
 bench-smoke: $(VENV)/.built $(VENV)/.test-deps ## every benchmark once, answers checked, nothing timed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from edgefast.errors import InputError
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset, digits, read_dataset, read_features
-from edgefast.errors import InputError
 from edgefast.federated.job import Progress, RunResult, run
 from edgefast.federated.model import Model, load_model
 from edgefast.federated.partition import dirichlet_partition

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 import edgefast
 from edgefast import backends
 from edgefast.aggregate import MeanAccumulator
+from edgefast.errors import InputError
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset
-from edgefast.errors import InputError
 from edgefast.federated.model import Model
 from edgefast.federated.partition import dirichlet_partition, stratified_split
 from edgefast.federated.training import Scaler, SoftmaxTrainer, accuracy, fit_centralised

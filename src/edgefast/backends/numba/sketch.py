@@ -147,5 +147,3 @@ def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> 
     if out is not x:
         np.copyto(out, x)
     _fwht_rows(out, x.dtype.type(scale))
-
-

@@ -130,5 +130,3 @@ def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> 
                 work, spare = spare, work
                 h *= 2
             np.multiply(work, work.dtype.type(scale), out=out[begin : begin + block])
-
-
