@@ -30,9 +30,9 @@ figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { fon
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .15rem .75rem; border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
-.scroll { max-height: 22rem; overflow: auto; border: 1px solid #eee; }
+.scroll { max-height: 22rem; overflow: auto; scrollbar-gutter: stable; border: 1px solid #eee; }
 .scroll th { position: sticky; top: 0; background: #fff; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 2rem; align-items: start; }
+.columns { display: flex; flex-wrap: wrap; gap: 0 4rem; align-items: flex-start; } .columns > div { max-width: 100%; }
 """
 
 
