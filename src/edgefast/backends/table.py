@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AggregateKernels", "Array", "Kernels", "SketchKernels"]
+__all__ = ["AggregateKernels", "Array", "Kernels", "SketchKernels", "SketchStateKernels"]
 
 Array = NDArray[Any]
 
@@ -58,6 +58,17 @@ class SketchKernels(Protocol):
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
 
 
+class SketchStateKernels(Protocol):
+    def row_sketch_add(
+        self, x: NDArray[Any], kind: int, seed: int, nnz: int, first_row: int, acc: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """acc (k, columns) += S x, unscaled; row i of x (any strides) is column first_row + i of S.
+
+        x and acc: float32 and float32, float32 or float64 and float64, int64 and int64. `kind` is the operator's kind
+        number, `nnz` the entries of a column of S.
+        """
+
+
 class AggregateKernels(Protocol):
     # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
     # mean.hpp fixes the arithmetic: binary64, clients in order, one rounding per product and sum, one division.
@@ -83,5 +94,5 @@ class AggregateKernels(Protocol):
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
 
-class Kernels(SketchKernels, AggregateKernels, Protocol):
+class Kernels(SketchKernels, SketchStateKernels, AggregateKernels, Protocol):
     """The whole table."""
