@@ -4,7 +4,7 @@
 
 #include "common/dispatch.hpp"
 #include "common/parallel.hpp"
-#include "sketch/stack.hpp"
+#include "sketch/hash.hpp"
 
 #define EF_COUNT_INLINE static inline __attribute__((always_inline))
 #define EF_BODY "sketch/count_sketch-inl.hpp"

@@ -1,7 +1,7 @@
 // CountSketch of a long vector: a table of depth x width counters, and the median of depth estimates back.
 //
 // Row r of the table holds counter bucket - r * width of entry r of index i, where (bucket, sign) are the entries of
-// feature i of sparse_stack with depth * width components and nnz = depth (sketch/stack.hpp).
+// feature i of sparse_stack with depth * width components and nnz = depth (sketch/hash.hpp).
 //
 // Numerics: a counter takes its terms +-value one at a time in the order of the call, one rounding each, in the type of
 // the table (float32 values are widened exactly to a float64 table, int64 wraps). Threads own rows, so the bytes depend

@@ -11,6 +11,7 @@ from edgefast.sketch._dedup import DedupFilter
 from edgefast.sketch._frequent_directions import FrequentDirections
 from edgefast.sketch._fwht import fwht
 from edgefast.sketch._operator import SketchOperator
+from edgefast.sketch._rotate import inverse_rotate, rotate
 from edgefast.sketch._row_sketch import RowSketch
 from edgefast.sketch._simhash import SimHash
 from edgefast.sketch._theory import johnson_lindenstrauss_min_dim
@@ -26,5 +27,7 @@ __all__ = [
     "SketchOperator",
     "SketchOverflowError",
     "fwht",
+    "inverse_rotate",
     "johnson_lindenstrauss_min_dim",
+    "rotate",
 ]

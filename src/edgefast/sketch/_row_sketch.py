@@ -20,7 +20,7 @@ from edgefast.sketch.errors import IncompatibleSketchError, SketchOverflowError
 
 __all__ = ["RowSketch"]
 
-_KINDS: Final = ("sparse_stack", "rademacher")
+_KINDS: Final = ("sparse_stack", "countsketch", "rademacher")
 _N_ROWS: Final = 2**62  # columns of S
 _STREAM_BITS: Final = 40
 _MAX_STREAM: Final = (_N_ROWS >> _STREAM_BITS) - 1
@@ -46,8 +46,9 @@ class RowSketch:
     Args:
         n_columns: columns of the data.
         size: rows of B; a few times n_columns, see docs/sketch-streams.md.
-        kind: "sparse_stack" (nnz additions per number) or "rademacher" (`size` additions per number). Kinds that
-            transform a fixed number of rows together, such as "srht", have no columns for rows without an end.
+        kind: "sparse_stack" (nnz additions per number), "countsketch" (one) or "rademacher" (`size`). "srht" and
+            "rotation" transform a fixed number of rows together and have no columns for rows without an end;
+            "gaussian" is no better than "rademacher" here, and "sparse" would leave rows out.
         nnz: entries per column of S for "sparse_stack"; at most `size` counts.
         seed: 0 to 2**64 - 1, the same for all devices.
         stream: this device's number, 0 to 2**22 - 1; no two devices share one.

@@ -33,6 +33,8 @@ def row_entries(kind: int, seed: int, k: int, nnz: int, first: int, count: int) 
     if kind == streams.KIND_NUMBERS["rademacher"]:
         negative = streams.rademacher_bits(seed, k, first, count).astype(np.uint32)
         return negative << _SIGN | np.arange(k, dtype=np.uint32)
+    if kind == streams.KIND_NUMBERS["countsketch"]:
+        return streams.countsketch_table(seed, k, first, count)
     return streams.stack_table(seed, k, nnz, first, count)
 
 
