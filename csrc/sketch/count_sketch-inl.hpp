@@ -1,6 +1,18 @@
 namespace ef {
 namespace EF_ISA {
 namespace {
+#include "common/simd-inl.hpp"
+
+template <class Y>
+struct Vector;
+template <>
+struct Vector<float> {
+    typedef vf32 V;
+};
+template <>
+struct Vector<double> {
+    typedef vf64 V;
+};
 
 EF_COUNT_INLINE float flipped(float x, uint32_t entry) {
     uint32_t bits;
@@ -39,7 +51,8 @@ void add_to_row(const X* values, const uint32_t* entries, int64_t count, int dep
 // Estimates of kGroup indices at a time: their counters side by side, sorted by exchanging neighbours.
 template <class A, class Y>
 void estimate(const A* counters, const uint32_t* entries, int64_t count, int depth, Y* out) {
-    constexpr int kGroup = 16;
+    typedef typename Vector<Y>::V V;
+    constexpr int kGroup = 32, kLanes = EF_VECTOR_BYTES / static_cast<int>(sizeof(Y));
     alignas(64) Y v[256][kGroup];
     for (int64_t i = 0; i < count; i += kGroup) {
         const int group = count - i < kGroup ? static_cast<int>(count - i) : kGroup;
@@ -51,10 +64,10 @@ void estimate(const A* counters, const uint32_t* entries, int64_t count, int dep
             for (int r = 0; r < depth; ++r) v[r][g] = 0;
         for (int round = 0; round < depth; ++round)
             for (int r = round & 1; r + 1 < depth; r += 2)
-                for (int g = 0; g < kGroup; ++g) {
-                    const Y a = v[r][g], b = v[r + 1][g];
-                    v[r][g] = a < b ? a : b;
-                    v[r + 1][g] = a < b ? b : a;
+                for (int g = 0; g < kGroup; g += kLanes) {
+                    const V a = load_as<V>(v[r] + g), b = load_as<V>(v[r + 1] + g);
+                    store_as(v[r] + g, a < b ? a : b);
+                    store_as(v[r + 1] + g, a < b ? b : a);
                 }
         const Y *low = v[(depth - 1) / 2], *high = v[depth / 2];
         for (int g = 0; g < group; ++g)

@@ -73,10 +73,11 @@ EF_INLINE void add_row(const X* x, int width, int vectors, const uint32_t* entry
             to[e][c] = plus(to[e][c], Of::signed_term(static_cast<A>(x[c]), entry[e]));
 }
 
-// Rows [0, rows) of x, `width` columns from byte `x_offset` on, to acc[bucket * stride + column].
+// Rows [row, row + rows) of x, `width` columns from `column` on, to acc[bucket * stride + column], for the entries
+// [begin, end) of each row.
 template <class X, class A>
 void add_rows(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column, int width, const uint32_t* entry,
-              A* acc, int64_t stride, bool padded) {
+              int begin, int end, A* acc, int64_t stride, bool padded) {
     constexpr int L = EF_VECTOR_BYTES / static_cast<int>(sizeof(A));
     alignas(64) X copy[kRowSketchColumns + 16];
     const int whole = (width + L - 1) / L * L;
@@ -96,17 +97,17 @@ void add_rows(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column
         } else {
             for (int c = 0; c < width; ++c) copy[c] = element<X>(source + c * job.x.column_stride);
         }
-        int e = 0;
-        for (; e + 8 <= job.nnz; e += 8) add_row<X, A, 8>(x, width_used, vectors, entry + e, acc, stride);
-        if (e + 4 <= job.nnz) {
+        int e = begin;
+        for (; e + 8 <= end; e += 8) add_row<X, A, 8>(x, width_used, vectors, entry + e, acc, stride);
+        if (e + 4 <= end) {
             add_row<X, A, 4>(x, width_used, vectors, entry + e, acc, stride);
             e += 4;
         }
-        if (e + 2 <= job.nnz) {
+        if (e + 2 <= end) {
             add_row<X, A, 2>(x, width_used, vectors, entry + e, acc, stride);
             e += 2;
         }
-        if (e < job.nnz) add_row<X, A, 1>(x, width_used, vectors, entry + e, acc, stride);
+        if (e < end) add_row<X, A, 1>(x, width_used, vectors, entry + e, acc, stride);
         entry += job.nnz;
     }
 }
@@ -114,20 +115,20 @@ void add_rows(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column
 }  // namespace
 
 static void row_sketch_f32(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column, int width,
-                           const uint32_t* entry, void* acc, int64_t stride, bool padded) noexcept {
-    add_rows<float, float>(job, row, rows, column, width, entry, static_cast<float*>(acc), stride, padded);
+                           const uint32_t* entry, int begin, int end, void* acc, int64_t stride, bool padded) noexcept {
+    add_rows<float, float>(job, row, rows, column, width, entry, begin, end, static_cast<float*>(acc), stride, padded);
 }
 static void row_sketch_f32_to_f64(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column, int width,
-                                  const uint32_t* entry, void* acc, int64_t stride, bool padded) noexcept {
-    add_rows<float, double>(job, row, rows, column, width, entry, static_cast<double*>(acc), stride, padded);
+                                  const uint32_t* entry, int begin, int end, void* acc, int64_t stride, bool padded) noexcept {
+    add_rows<float, double>(job, row, rows, column, width, entry, begin, end, static_cast<double*>(acc), stride, padded);
 }
 static void row_sketch_f64(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column, int width,
-                           const uint32_t* entry, void* acc, int64_t stride, bool padded) noexcept {
-    add_rows<double, double>(job, row, rows, column, width, entry, static_cast<double*>(acc), stride, padded);
+                           const uint32_t* entry, int begin, int end, void* acc, int64_t stride, bool padded) noexcept {
+    add_rows<double, double>(job, row, rows, column, width, entry, begin, end, static_cast<double*>(acc), stride, padded);
 }
 static void row_sketch_i64(const RowSketchJob& job, int64_t row, int64_t rows, int64_t column, int width,
-                           const uint32_t* entry, void* acc, int64_t stride, bool padded) noexcept {
-    add_rows<int64_t, int64_t>(job, row, rows, column, width, entry, static_cast<int64_t*>(acc), stride, padded);
+                           const uint32_t* entry, int begin, int end, void* acc, int64_t stride, bool padded) noexcept {
+    add_rows<int64_t, int64_t>(job, row, rows, column, width, entry, begin, end, static_cast<int64_t*>(acc), stride, padded);
 }
 
 }  // namespace EF_ISA

@@ -26,16 +26,18 @@ constexpr int kRowSketchColumns = 1024;  // columns of a block at most
 namespace ef {
 
 namespace {
-using Add = void (*)(const RowSketchJob&, int64_t, int64_t, int64_t, int, const uint32_t*, void*, int64_t, bool) noexcept;
+using Add = void (*)(const RowSketchJob&, int64_t, int64_t, int64_t, int, const uint32_t*, int, int, void*, int64_t,
+                     bool) noexcept;
 constexpr Add kAdd[4][kIsaCount] = {EF_PER_ISA(row_sketch_f32), EF_PER_ISA(row_sketch_f32_to_f64),
                                     EF_PER_ISA(row_sketch_f64), EF_PER_ISA(row_sketch_i64)};
 
-constexpr size_t kBlockBytes = size_t{1} << 18;    // of acc, so that it stays in the L2 cache
+constexpr size_t kBlockBytes = size_t{1} << 18;    // of acc in a column block, so that it stays in the L2 cache
+constexpr size_t kGroupBytes = size_t{1} << 15;    // of acc that a group of entries touches: the L1 cache
 constexpr size_t kEntryBytes = size_t{1} << 20;    // of entries drawn at a time
-constexpr int64_t kTileBytes = int64_t{1} << 18;   // of x between two column blocks
+constexpr int64_t kTileBytes = int64_t{1} << 17;   // of x between two units of work
 constexpr int64_t kGrain = int64_t{1} << 20;       // additions worth a thread
 constexpr int kPad = 16;                           // a multiple of every lane count
-constexpr int kMinShare = 32;                      // columns worth a thread of their own
+constexpr int kMinShare = 512;                     // columns worth a thread of their own: parts of short rows waste reads
 constexpr int kCountSketch = 1, kStack = 2, kRademacher = 3;  // kind numbers
 }  // namespace
 
@@ -74,7 +76,15 @@ bool row_sketch_add(Isa isa, const RowSketchJob& job, RowSketchTypes types, int 
         if (share < width) width = share < kMinShare ? kMinShare : share;
     }
     const int64_t blocks = (columns + width - 1) / width;
-    if (threads > blocks) threads = static_cast<int>(blocks);
+    // Entries of a row are in distinct parts of acc: groups of them are separate work, for threads and for the L1 cache.
+    const int64_t used_width = width < columns ? width : columns;
+    int64_t groups = static_cast<int64_t>((static_cast<size_t>(k) * static_cast<size_t>(used_width) * item + kGroupBytes - 1) / kGroupBytes);
+    if (job.kind == kRademacher) groups = 1;
+    if (groups > 4) groups = 4;
+    if (blocks < threads && groups < threads) groups = threads;
+    if (groups > job.nnz) groups = job.nnz;
+    const int64_t units = blocks * groups;
+    if (threads > units) threads = static_cast<int>(units);
 
     int64_t drawn = static_cast<int64_t>(kEntryBytes / (static_cast<size_t>(job.nnz) * sizeof(uint32_t)));
     if (drawn < 64) drawn = 64;
@@ -108,7 +118,7 @@ bool row_sketch_add(Isa isa, const RowSketchJob& job, RowSketchTypes types, int 
     const int64_t item_bytes = static_cast<int64_t>(types == RowSketchTypes::f32 || types == RowSketchTypes::f32_to_f64 ? 4 : 8);
     int64_t tile = kTileBytes / (columns < kTileBytes ? columns * item_bytes : kTileBytes);
     if (tile < 16) tile = 16;
-    if (blocks == 1) tile = drawn;
+    if (units == 1) tile = drawn;
     for (int64_t first = 0; first < n; first += drawn) {
         const int64_t count = first + drawn < n ? drawn : n - first;
         const int64_t step = (count + threads - 1) / threads;
@@ -118,14 +128,17 @@ bool row_sketch_add(Isa isa, const RowSketchJob& job, RowSketchTypes types, int 
                 row_entries(job.kind, job.seed, k, job.nnz, job.first_row + first + begin, end - begin,
                             entries + begin * job.nnz);
         });
-        // A thread owns blocks t, t + threads, ...: every sum has one owner and one order.
+        // A thread owns units t, t + threads, ...: every sum has one owner and one order.
         parallel_for(threads, threads, [&](int64_t t) noexcept {
             for (int64_t row = 0; row < count; row += tile) {
                 const int64_t rows = row + tile < count ? tile : count - row;
-                for (int64_t b = t; b < blocks; b += threads)
+                for (int64_t u = t; u < units; u += threads) {
+                    const int64_t b = u / groups, g = u % groups;
                     add(job, first + row, rows, b * width, width_of(b), entries + row * job.nnz,
+                        static_cast<int>(g * job.nnz / groups), static_cast<int>((g + 1) * job.nnz / groups),
                         packed ? static_cast<void*>(scratch.of(b)) : acc + static_cast<size_t>(b * width) * item,
                         packed ? padded_width : columns, packed);
+                }
             }
         });
     }

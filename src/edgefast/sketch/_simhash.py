@@ -17,7 +17,7 @@ __all__ = ["SimHash", "hamming_codes"]
 
 _KINDS: Final = ("srht", "sparse_stack")
 _MAX_BITS: Final = 65535 // 8 * 8  # distances fit 16 bits
-_TILE: Final = 1 << 18  # projected numbers held at a time
+_TILE: Final = 1 << 19  # projected numbers held at a time
 _SEED_STEP: Final = 0x9E3779B97F4A7C15  # of the blocks of a code longer than a Hadamard transform
 _MATCHES: Final = 1 << 12  # of one query, found at a time
 
