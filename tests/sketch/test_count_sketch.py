@@ -136,8 +136,11 @@ def test_integer_merges_are_exact_in_any_order(seed: int, parts: int) -> None:
     indices, values = rng.integers(0, 10**9, 200), rng.integers(-(10**12), 10**12, 200)
     whole = CountSketch(10**9, 20, dtype="int64").update(values, indices=indices)
     owner = rng.integers(0, parts, 200)
-    pieces = [CountSketch(10**9, 20, dtype="int64").update(values[owner == p], indices=indices[owner == p]) for p in range(parts)]
-    rng.shuffle(pieces)  # type: ignore[arg-type]
+    pieces = [
+        CountSketch(10**9, 20, dtype="int64").update(values[owner == p], indices=indices[owner == p])
+        for p in range(parts)
+    ]
+    rng.shuffle(pieces)
     total = pieces[0]
     for piece in pieces[1:]:
         total = piece.merge(total)
@@ -178,7 +181,13 @@ def test_overflow_is_a_typed_error_and_changes_nothing() -> None:
 
 def test_value_semantics() -> None:
     cs = CountSketch(30, 4, 3, seed=5, dtype="int64").update(np.arange(30))
-    for twin in (cs.copy(), copy.copy(cs), copy.deepcopy(cs), pickle.loads(pickle.dumps(cs)), CountSketch.from_bytes(cs.to_bytes())):
+    for twin in (
+        cs.copy(),
+        copy.copy(cs),
+        copy.deepcopy(cs),
+        pickle.loads(pickle.dumps(cs)),
+        CountSketch.from_bytes(cs.to_bytes()),
+    ):
         assert twin == cs
         assert twin.fingerprint == cs.fingerprint
         twin.update(np.ones(30, np.int64))
@@ -188,8 +197,12 @@ def test_value_semantics() -> None:
     assert (cs.n_features, cs.width, cs.depth, cs.seed, cs.nbytes) == (30, 4, 3, 5, 96)
     with pytest.raises(ValueError, match="read-only"):
         cs.table[0, 0] = 1
-    for other in (CountSketch(31, 4, 3, seed=5, dtype="int64"), CountSketch(30, 3, 4, seed=5, dtype="int64"),
-                  CountSketch(30, 4, 3, dtype="int64"), CountSketch(30, 4, 3, seed=5)):  # fmt: skip
+    for other in (
+        CountSketch(31, 4, 3, seed=5, dtype="int64"),
+        CountSketch(30, 3, 4, seed=5, dtype="int64"),
+        CountSketch(30, 4, 3, dtype="int64"),
+        CountSketch(30, 4, 3, seed=5),
+    ):
         with pytest.raises(IncompatibleSketchError, match="other: expected n_features=30, width=4"):
             cs.merge(other)
 
@@ -212,26 +225,58 @@ def test_what_is_not_finite_is_refused_and_leaves_no_trace(backend: str, bad: fl
         (lambda: CountSketch(5, 0), ValueError, "width: expected an integer from 1"),
         (lambda: CountSketch(5, 2**31), ValueError, "width: expected an integer from 1 to 429496729"),
         (lambda: CountSketch(5, 5, 256), ValueError, "depth: expected an integer from 1 to 255"),
-        (lambda: CountSketch(5, 5, dtype="int32"), ValueError, "dtype: expected one of"),  # type: ignore[arg-type]
-        (lambda: CountSketch(5, 5).update(np.ones(4, "f4")), ValueError, "values: expected shape (5,) or (n, 5), got (4,)"),
+        (lambda: CountSketch(5, 5, dtype="int32"), ValueError, "dtype: expected one of"),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(4, "f4")),
+            ValueError,
+            "values: expected shape (5,) or (n, 5), got (4,)",
+        ),
         (lambda: CountSketch(5, 5).update([1.0]), TypeError, "values: expected an array, got list"),
         (lambda: CountSketch(5, 5).update(np.ones(5)), TypeError, "values: expected float16, float32, int8"),
         (lambda: CountSketch(5, 5, dtype="int64").update(np.ones(5)), TypeError, "values: expected an integer other"),
         (lambda: CountSketch(5, 5, dtype="int64").update(np.ones(5, "u8")), TypeError, "got uint64"),
-        (lambda: CountSketch(5, 5, dtype="int64").update(np.ones(5, int), weight=0.5), TypeError, "weight: expected an integer"),
-        (lambda: CountSketch(5, 5).update(np.ones(5, "f4"), weight=np.inf), ValueError, "weight: expected a finite number"),
-        (lambda: CountSketch(5, 5).update(np.ones(2, "f4"), indices=np.array([1])), ValueError, "expected the shape of indices"),
-        (lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([5])), ValueError, "indices: expected values from 0 to 4"),
+        (
+            lambda: CountSketch(5, 5, dtype="int64").update(np.ones(5, int), weight=0.5),
+            TypeError,
+            "weight: expected an integer",
+        ),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(5, "f4"), weight=np.inf),
+            ValueError,
+            "weight: expected a finite number",
+        ),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(2, "f4"), indices=np.array([1])),
+            ValueError,
+            "expected the shape of indices",
+        ),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([5])),
+            ValueError,
+            "indices: expected values from 0 to 4",
+        ),
         (lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([-1])), ValueError, "got -1 to -1"),
-        (lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([0.5])), TypeError, "indices: expected an integer"),
-        (lambda: CountSketch(5, 5).update(np.ones(3, "f4"), start=3), ValueError, "values: expected shape (m,), m at most 2"),
-        (lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([1]), start=0), ValueError, "expected None beside"),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([0.5])),
+            TypeError,
+            "indices: expected an integer",
+        ),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(3, "f4"), start=3),
+            ValueError,
+            "values: expected shape (m,), m at most 2",
+        ),
+        (
+            lambda: CountSketch(5, 5).update(np.ones(1, "f4"), indices=np.array([1]), start=0),
+            ValueError,
+            "expected None beside",
+        ),
         (lambda: CountSketch(5, 5).estimate(np.array([5])), ValueError, "indices: expected values from 0 to 4"),
         (lambda: CountSketch(5, 5).estimate(np.array([1.5])), TypeError, "indices: expected an integer"),
         (lambda: CountSketch(5, 5).top_k(6), ValueError, "k: expected an integer from 0 to 5"),
-        (lambda: CountSketch(5, 5).merge(3), TypeError, "other: expected a CountSketch, got int"),  # type: ignore[arg-type]
+        (lambda: CountSketch(5, 5).merge(3), TypeError, "other: expected a CountSketch, got int"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         call()
@@ -239,10 +284,16 @@ def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
 
 
 @given(
-    dtype=st.sampled_from(DTYPES), n=st.integers(1, 300), width=st.integers(1, 60), depth=st.integers(1, 12),
-    seed=st.integers(0, 2**64 - 1), threads=st.integers(1, 3),
-)  # fmt: skip
-def test_every_backend_gives_the_same_bytes(dtype: Any, n: int, width: int, depth: int, seed: int, threads: int) -> None:
+    dtype=st.sampled_from(DTYPES),
+    n=st.integers(1, 300),
+    width=st.integers(1, 60),
+    depth=st.integers(1, 12),
+    seed=st.integers(0, 2**64 - 1),
+    threads=st.integers(1, 3),
+)
+def test_every_backend_gives_the_same_bytes(
+    dtype: Any, n: int, width: int, depth: int, seed: int, threads: int
+) -> None:
     x = vector(n, dtype, n)
     indices = np.random.default_rng(n).integers(0, 2**62, n)
 

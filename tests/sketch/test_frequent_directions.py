@@ -37,25 +37,38 @@ def check_bound(fd: FrequentDirections, A: np.ndarray) -> None:
 
 
 @given(
-    n=st.integers(1, 200), d=st.integers(1, 30), l=st.integers(1, 20), buffer=st.integers(2, 5), seed=st.integers(0, 99),
-    rank=st.integers(1, 8), noise=st.sampled_from([0.0, 0.1, 3.0]), single=st.booleans(),
-)  # fmt: skip
+    n=st.integers(1, 200),
+    d=st.integers(1, 30),
+    keep=st.integers(1, 20),
+    buffer=st.integers(2, 5),
+    seed=st.integers(0, 99),
+    rank=st.integers(1, 8),
+    noise=st.sampled_from([0.0, 0.1, 3.0]),
+    single=st.booleans(),
+)
 @settings(max_examples=60)
 def test_the_bound_always_holds(
-    n: int, d: int, l: int, buffer: int, seed: int, rank: int, noise: float, single: bool  # noqa: E741
+    n: int,
+    d: int,
+    keep: int,
+    buffer: int,
+    seed: int,
+    rank: int,
+    noise: float,
+    single: bool,
 ) -> None:
     dtype = np.float32 if single else np.float64
     A = data(n, d, rank, seed, noise).astype(dtype)
-    fd = FrequentDirections(l, buffer=buffer, dtype=dtype).partial_fit(A)
+    fd = FrequentDirections(keep, buffer=buffer, dtype=dtype).partial_fit(A)
     check_bound(fd, A)
     assert fd.n_seen_ == n
 
 
-@given(seed=st.integers(0, 99), parts=st.integers(2, 5), l=st.integers(1, 10))
+@given(seed=st.integers(0, 99), parts=st.integers(2, 5), keep=st.integers(1, 10))
 @settings(max_examples=40)
-def test_merged_sketches_keep_the_bound(seed: int, parts: int, l: int) -> None:  # noqa: E741
+def test_merged_sketches_keep_the_bound(seed: int, parts: int, keep: int) -> None:
     A = data(300, 16, 5, seed)
-    pieces = [FrequentDirections(l).partial_fit(part) for part in np.array_split(A, parts)]
+    pieces = [FrequentDirections(keep).partial_fit(part) for part in np.array_split(A, parts)]
     whole = pieces[0]
     for piece in pieces[1:]:
         whole += piece
@@ -133,7 +146,7 @@ def test_a_large_buffer_costs_nothing_before_it_is_used() -> None:
     ("call", "error", "message"),
     [
         (lambda: FrequentDirections(0), ValueError, "n_components: expected an integer from 1"),
-        (lambda: FrequentDirections(2.5), TypeError, "n_components: expected an integer"),  # type: ignore[arg-type]
+        (lambda: FrequentDirections(2.5), TypeError, "n_components: expected an integer"),
         (lambda: FrequentDirections(2, buffer=1), ValueError, "buffer: expected an integer from 2"),
         (lambda: FrequentDirections(2, dtype=np.int32), ValueError, "dtype: expected float32 or float64, got int32"),
         (lambda: FrequentDirections(2).components_, ValueError, "expected rows first, got none"),
@@ -144,12 +157,16 @@ def test_a_large_buffer_costs_nothing_before_it_is_used() -> None:
         (lambda: FrequentDirections(2, dtype="f4").partial_fit(np.ones((2, 2))), TypeError, "got float64"),
         (lambda: FrequentDirections(2).partial_fit(np.ones((2, 2))).partial_fit(np.ones((2, 3))), ValueError, "(n, 2)"),
         (lambda: FrequentDirections(2).partial_fit(np.ones((2, 2))).transform(np.ones((2, 3))), ValueError, "(n, 2)"),
-        (lambda: FrequentDirections(2).partial_fit(np.ones((2, 2))).denoise(np.ones((2, 2)), n_components=3), ValueError, "to 2"),
-        (lambda: FrequentDirections(2).merge(3), TypeError, "other: expected a FrequentDirections, got int"),  # type: ignore[arg-type]
+        (
+            lambda: FrequentDirections(2).partial_fit(np.ones((2, 2))).denoise(np.ones((2, 2)), n_components=3),
+            ValueError,
+            "to 2",
+        ),
+        (lambda: FrequentDirections(2).merge(3), TypeError, "other: expected a FrequentDirections, got int"),
         (lambda: FrequentDirections(2).merge(FrequentDirections(3)), IncompatibleSketchError, "n_components=3"),
         (lambda: FrequentDirections(2).merge(FrequentDirections(2, dtype="f4")), IncompatibleSketchError, "float32"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         call()

@@ -47,7 +47,12 @@ def reference(s: RowSketch, X: np.ndarray, row_start: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("accumulate", ACCUMULATE)
 @pytest.mark.parametrize("c", SIZES)
 def test_values_and_bits(backend: str, c: int, accumulate: Any) -> None:
-    for kind, size, nnz in (("sparse_stack", 24, 8), ("sparse_stack", 7, 3), ("countsketch", 5, 8), ("rademacher", 9, 8)):
+    for kind, size, nnz in (
+        ("sparse_stack", 24, 8),
+        ("sparse_stack", 7, 3),
+        ("countsketch", 5, 8),
+        ("rademacher", 9, 8),
+    ):
         s = RowSketch(c, size, kind=kind, nnz=nnz, seed=3, stream=2, accumulate=accumulate)
         X = data(37, c, input_dtype(accumulate))
         assert s.update(X) is s
@@ -183,7 +188,9 @@ def test_integer_mode_keeps_one_rounding_and_scales() -> None:
     for _ in range(3):
         t.merge(s, same_rows=True)
     assert not t.sums.any()
-    halves = RowSketch(1, 1, kind="countsketch", accumulate="int64", fraction_bits=0).update(np.array([[0.5], [1.5], [2.5]]))
+    halves = RowSketch(1, 1, kind="countsketch", accumulate="int64", fraction_bits=0).update(
+        np.array([[0.5], [1.5], [2.5]])
+    )
     assert np.abs(halves.sums).max() <= 4  # 0, 2 and 2: half to even
 
 
@@ -254,7 +261,13 @@ def test_gram_lstsq_svd() -> None:
 
 def test_value_semantics() -> None:
     s = RowSketch(3, 8, stream=7, accumulate="int64").update(data(9, 3))
-    for twin in (s.copy(), copy.copy(s), copy.deepcopy(s), pickle.loads(pickle.dumps(s)), RowSketch.from_bytes(s.to_bytes())):
+    for twin in (
+        s.copy(),
+        copy.copy(s),
+        copy.deepcopy(s),
+        pickle.loads(pickle.dumps(s)),
+        RowSketch.from_bytes(s.to_bytes()),
+    ):
         assert twin == s
         assert twin.fingerprint == s.fingerprint
         twin.update(data(1, 3))
@@ -275,23 +288,30 @@ def test_value_semantics() -> None:
 def test_incompatible_sketches() -> None:
     s = RowSketch(3, 8).update(data(4, 3))
     others = [
-        RowSketch(4, 8), RowSketch(3, 9), RowSketch(3, 8, seed=1), RowSketch(3, 8, nnz=4), RowSketch(3, 8, kind="countsketch"),
-        RowSketch(3, 8, accumulate="float32"), RowSketch(3, 8, accumulate="int64"),
-    ]  # fmt: skip
+        RowSketch(4, 8),
+        RowSketch(3, 9),
+        RowSketch(3, 8, seed=1),
+        RowSketch(3, 8, nnz=4),
+        RowSketch(3, 8, kind="countsketch"),
+        RowSketch(3, 8, accumulate="float32"),
+        RowSketch(3, 8, accumulate="int64"),
+    ]
     for other in others:
         assert other.fingerprint != s.fingerprint
         with pytest.raises(IncompatibleSketchError, match="other: expected n_columns=3, size=8"):
             s += other
     with pytest.raises(IncompatibleSketchError, match="fraction_bits=3"):
         RowSketch(3, 8, accumulate="int64").merge(RowSketch(3, 8, accumulate="int64", fraction_bits=3))
-    with pytest.raises(IncompatibleSketchError, match="rows 0 to 3 of stream 0 twice; give every device its own stream="):
+    with pytest.raises(
+        IncompatibleSketchError, match="rows 0 to 3 of stream 0 twice; give every device its own stream="
+    ):
         s.merge(RowSketch(3, 8).update(data(4, 3)))
     s.merge(RowSketch(3, 8).update(data(4, 3)), same_rows=True)
     s.merge(RowSketch(3, 8).update(data(4, 3), row_start=4))
     assert s.next_row == 8
     assert issubclass(IncompatibleSketchError, ValueError)
     with pytest.raises(TypeError, match="other: expected a RowSketch, got int"):
-        s.merge(3)  # type: ignore[arg-type]
+        s.merge(3)
 
 
 @pytest.mark.parametrize(
@@ -299,28 +319,40 @@ def test_incompatible_sketches() -> None:
     [
         (lambda: RowSketch(0, 8), ValueError, "n_columns: expected an integer from 1"),
         (lambda: RowSketch(3, 0), ValueError, "size: expected an integer from 1"),
-        (lambda: RowSketch(3, 8.0), TypeError, "size: expected an integer, got float"),  # type: ignore[arg-type]
+        (lambda: RowSketch(3, 8.0), TypeError, "size: expected an integer, got float"),
         (lambda: RowSketch(3, 8, kind="srht"), ValueError, "for rows without an end, got 'srht'"),
         (lambda: RowSketch(3, 8, kind="gaussian"), ValueError, "for rows without an end, got 'gaussian'"),
         (lambda: RowSketch(3, 8, kind="x"), ValueError, "kind: expected one of"),
-        (lambda: RowSketch(3, 8, kind=3), TypeError, "kind: expected a string"),  # type: ignore[arg-type]
+        (lambda: RowSketch(3, 8, kind=3), TypeError, "kind: expected a string"),
         (lambda: RowSketch(3, 8, stream=2**22), ValueError, "stream: expected an integer from 0 to 4194303"),
-        (lambda: RowSketch(3, 8, accumulate="int32"), ValueError, "accumulate: expected one of"),  # type: ignore[arg-type]
+        (lambda: RowSketch(3, 8, accumulate="int32"), ValueError, "accumulate: expected one of"),
         (lambda: RowSketch(3, 8, fraction_bits=63), ValueError, "fraction_bits: expected an integer from 0 to 62"),
         (lambda: RowSketch(3, 8, num_threads=0), ValueError, "num_threads: expected a positive integer"),
         (lambda: RowSketch(3, 8).update(data(4, 2)), ValueError, "X: expected shape (n, 3) or (3,), got (4, 2)"),
         (lambda: RowSketch(3, 8).update(np.zeros((2, 2, 3))), ValueError, "X: expected shape (n, 3)"),
         (lambda: RowSketch(3, 8).update([[1.0, 2, 3]]), TypeError, "X: expected an array, got list"),
-        (lambda: RowSketch(3, 8).update(np.ones((2, 3), bool)), TypeError, "X: expected float16, float32, float64 or an"),
+        (
+            lambda: RowSketch(3, 8).update(np.ones((2, 3), bool)),
+            TypeError,
+            "X: expected float16, float32, float64 or an",
+        ),
         (lambda: RowSketch(3, 8).update(np.ones((2, 3), np.int64)), TypeError, "got int64"),
         (lambda: RowSketch(3, 8).update(np.ones((2, 3), ">f8")), TypeError, "native byte order"),
         (lambda: RowSketch(3, 8).update(np.ma.ones((2, 3))), TypeError, "masked arrays are not supported"),
         (lambda: RowSketch(3, 8, accumulate="float32").update(np.ones((2, 3))), TypeError, "got float64"),
         (lambda: RowSketch(3, 8).update(data(4, 3), row_start=-1), ValueError, "row_start: expected an integer from 0"),
-        (lambda: RowSketch(3, 8).update(data(4, 3), row_start=2**40 - 3), ValueError, "expected row numbers below 2**40"),
+        (
+            lambda: RowSketch(3, 8).update(data(4, 3), row_start=2**40 - 3),
+            ValueError,
+            "expected row numbers below 2**40",
+        ),
         (lambda: RowSketch(3, 8).__imul__(np.nan), ValueError, "weight: expected a finite number, got nan"),
-        (lambda: RowSketch(3, 8).__imul__("2"), TypeError, "weight: expected a number, got str"),  # type: ignore[arg-type]
-        (lambda: RowSketch(3, 8, accumulate="int64").__imul__(0.5), TypeError, "weight: expected an integer, got float"),
+        (lambda: RowSketch(3, 8).__imul__("2"), TypeError, "weight: expected a number, got str"),
+        (
+            lambda: RowSketch(3, 8, accumulate="int64").__imul__(0.5),
+            TypeError,
+            "weight: expected an integer, got float",
+        ),
         (lambda: RowSketch(3, 8).svd(4), ValueError, "k: expected an integer from 1 to 3, got 4"),
         (lambda: RowSketch(3, 8).lstsq(target=3), ValueError, "target: expected an integer from -3 to 2, got 3"),
         (lambda: RowSketch(1, 8).lstsq(), ValueError, "target: expected a sketch of at least two columns"),
@@ -333,9 +365,14 @@ def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
 
 
 @given(
-    kind=st.sampled_from(KINDS), accumulate=st.sampled_from(ACCUMULATE), c=st.integers(1, 70), size=st.integers(1, 40),
-    n=st.integers(0, 60), nnz=st.integers(1, 20), stream=st.integers(0, 2**22 - 1),
-)  # fmt: skip
+    kind=st.sampled_from(KINDS),
+    accumulate=st.sampled_from(ACCUMULATE),
+    c=st.integers(1, 70),
+    size=st.integers(1, 40),
+    n=st.integers(0, 60),
+    nnz=st.integers(1, 20),
+    stream=st.integers(0, 2**22 - 1),
+)
 def test_every_backend_gives_the_same_bytes(
     kind: str, accumulate: Any, c: int, size: int, n: int, nnz: int, stream: int
 ) -> None:

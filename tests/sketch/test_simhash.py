@@ -83,7 +83,12 @@ def test_ties_layouts_dtypes_threads(backend: str) -> None:
     wide[::2, ::3] = ints
     readonly = ints.astype(np.float64)
     readonly.flags.writeable = False
-    for X in (readonly, np.asfortranarray(readonly), wide[::2, ::3], *(ints.astype(t) for t in ("f2", "i1", "i2", "i4"))):
+    for X in (
+        readonly,
+        np.asfortranarray(readonly),
+        wide[::2, ::3],
+        *(ints.astype(t) for t in ("f2", "i1", "i2", "i4")),
+    ):
         np.testing.assert_array_equal(h.transform(X), expected)
     X = data(3000, 300)
     codes = {SimHash(256, num_threads=t).transform(X).tobytes() for t in (1, 2, 3)}
@@ -251,7 +256,13 @@ def test_filter_of_rows(backend: str) -> None:
 def test_filter_value_semantics() -> None:
     f = DedupFilter(40, 3, 9, kind="sparse_stack", seed=4)
     f.add(data(30, 5))
-    for twin in (f.copy(), copy.copy(f), copy.deepcopy(f), pickle.loads(pickle.dumps(f)), DedupFilter.from_bytes(f.to_bytes())):
+    for twin in (
+        f.copy(),
+        copy.copy(f),
+        copy.deepcopy(f),
+        pickle.loads(pickle.dumps(f)),
+        DedupFilter.from_bytes(f.to_bytes()),
+    ):
         assert twin == f
         twin.add(data(1, 5, seed=77))
         assert twin != f
@@ -268,27 +279,51 @@ def test_filter_value_semantics() -> None:
     [
         (lambda: SimHash(0), ValueError, "n_bits: expected an integer from 1 to 65528, got 0"),
         (lambda: SimHash(65529), ValueError, "n_bits: expected an integer from 1 to 65528"),
-        (lambda: SimHash(kind="gaussian"), ValueError, "whose bytes are the same everywhere, got 'gaussian'"),  # type: ignore[arg-type]
+        (lambda: SimHash(kind="gaussian"), ValueError, "whose bytes are the same everywhere, got 'gaussian'"),
         (lambda: SimHash(seed=-1), ValueError, "seed: expected an integer from 0"),
         (lambda: SimHash().transform([[1.0]]), TypeError, "X: expected an array, got list"),
         (lambda: SimHash().transform(np.ones((2, 2), bool)), TypeError, "X: expected float16, float32, float64"),
         (lambda: SimHash().transform(np.ones((2, 0))), ValueError, "X: expected shape (n, n_features)"),
         (lambda: SimHash().transform(np.ones((2, 2, 2))), ValueError, "X: expected shape (n, n_features)"),
         (lambda: SimHash().transform(np.array([np.inf, 1])), ValueError, "X: expected finite numbers"),
-        (lambda: SimHash(kind="sparse_stack").transform(np.array([np.nan, 1])), ValueError, "X: expected finite numbers"),
+        (
+            lambda: SimHash(kind="sparse_stack").transform(np.array([np.nan, 1])),
+            ValueError,
+            "X: expected finite numbers",
+        ),
         (lambda: SimHash().transform(np.full(9, 3e38, "f4")), ValueError, "whose projection is finite"),
         (lambda: SimHash().hamming(np.ones((2, 32))), TypeError, "a: expected dtype uint8, got float64"),
         (lambda: SimHash().hamming([1]), TypeError, "a: expected an array of uint8, got list"),
-        (lambda: SimHash().hamming(np.ones((2, 31), "u1")), ValueError, "a: expected shape (n, 32) or (32,), got (2, 31)"),
-        (lambda: SimHash().nearest(np.ones(32, "u1"), np.ones((0, 32), "u1")), ValueError, "codes: expected at least one code"),
-        (lambda: SimHash().search(np.ones(32, "u1"), np.ones((1, 32), "u1"), radius=-1), ValueError, "radius: expected an integer"),
-        (lambda: SimHash().angle(np.ones((2, 32), "u1"), np.ones((3, 32), "u1"), paired=True), ValueError, "b: expected shape (2, 32)"),
+        (
+            lambda: SimHash().hamming(np.ones((2, 31), "u1")),
+            ValueError,
+            "a: expected shape (n, 32) or (32,), got (2, 31)",
+        ),
+        (
+            lambda: SimHash().nearest(np.ones(32, "u1"), np.ones((0, 32), "u1")),
+            ValueError,
+            "codes: expected at least one code",
+        ),
+        (
+            lambda: SimHash().search(np.ones(32, "u1"), np.ones((1, 32), "u1"), radius=-1),
+            ValueError,
+            "radius: expected an integer",
+        ),
+        (
+            lambda: SimHash().angle(np.ones((2, 32), "u1"), np.ones((3, 32), "u1"), paired=True),
+            ValueError,
+            "b: expected shape (2, 32)",
+        ),
         (lambda: DedupFilter(max_hamming=257), ValueError, "max_hamming: expected an integer from 0 to 256"),
         (lambda: DedupFilter(window=0), ValueError, "window: expected an integer from 1"),
-        (lambda: DedupFilter(7, 1).add_codes(np.full((2, 1), 255, "u1")), ValueError, "codes: expected the 1 spare bits"),
+        (
+            lambda: DedupFilter(7, 1).add_codes(np.full((2, 1), 255, "u1")),
+            ValueError,
+            "codes: expected the 1 spare bits",
+        ),
         (lambda: DedupFilter(8).add_codes(np.full((2, 2), 255, "u1")), ValueError, "codes: expected shape (n, 1)"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with np.errstate(over="ignore"), pytest.raises(error) as caught:
         call()

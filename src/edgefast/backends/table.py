@@ -116,7 +116,7 @@ class SketchStateKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Add values[i] to index indices[i] (first + i without) of the (depth, width) table; types as row_sketch_add."""
+        """Add values[i] to index indices[i] (first + i without) of a (depth, width) table; types as row_sketch_add."""
 
     def count_sketch_estimate(
         self,

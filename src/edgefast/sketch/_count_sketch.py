@@ -139,9 +139,7 @@ class CountSketch:
 
     # ---- adding --------------------------------------------------------------------------------------------------
 
-    def update(
-        self, values: Any, *, indices: Any = None, start: int | None = None, weight: float = 1
-    ) -> CountSketch:
+    def update(self, values: Any, *, indices: Any = None, start: int | None = None, weight: float = 1) -> CountSketch:
         """Add a vector, part of one, or several. On an error nothing has been added.
 
         Args:
@@ -183,7 +181,7 @@ class CountSketch:
                     raise ValueError(f"values: expected shape (m,), m at most {d - first}, got {flat.shape}")
             elif flat.ndim not in (1, 2) or flat.shape[-1] != d:
                 raise ValueError(f"values: expected shape ({d},) or (n, {d}), got {flat.shape}")
-        if where is not None and where.size and not (0 <= where.min() and where.max() < d):
+        if where is not None and where.size and not (where.min() >= 0 and where.max() < d):
             raise ValueError(f"indices: expected values from 0 to {d - 1}, got {where.min()} to {where.max()}")
         vectors = flat if flat.ndim == 2 else flat[None, :]
         with self._lock:
@@ -302,7 +300,7 @@ class CountSketch:
         if not hasattr(indices, "__array__"):
             indices = np.asarray(indices)
         where = numeric(indices, "indices", _DTYPES["int64"])
-        if where.size and not (0 <= where.min() and where.max() < d):
+        if where.size and not (where.min() >= 0 and where.max() < d):
             raise ValueError(f"indices: expected values from 0 to {d - 1}, got {where.min()} to {where.max()}")
         flat = np.ascontiguousarray(where, np.int64).reshape(-1)
         out = np.empty(flat.size, self._estimate_dtype())
@@ -389,9 +387,7 @@ class CountSketch:
         """The whole state, versioned, little-endian, with a checksum; layout in docs/sketch-streams.md."""
         with self._lock:
             counts = (self._n_seen % 2**64, self._mass)
-            return _wire.pack(
-                _wire.COUNT_SKETCH, self._table, operator=self._operator.to_bytes(), counts=counts
-            )
+            return _wire.pack(_wire.COUNT_SKETCH, self._table, operator=self._operator.to_bytes(), counts=counts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CountSketch:
@@ -420,5 +416,3 @@ class CountSketch:
         self._n_seen = seen - 2**64 if seen >= 2**63 else seen
         self._mass = mass
         return self
-
-

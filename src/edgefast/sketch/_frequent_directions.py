@@ -61,6 +61,9 @@ class FrequentDirections:
         ((3, 20), True)
     """
 
+    n_components: int
+    buffer: int
+    dtype: np.dtype[Any]
     n_features_in_: int
     n_seen_: int
 
@@ -111,25 +114,25 @@ class FrequentDirections:
             self._rows = np.zeros((0, width), self.dtype)
 
     def _append(self, rows: NDArray[Any]) -> None:
-        assert self._rows is not None
+        own = self._rows
+        assert own is not None
         room = self.buffer * self.n_components
         at = 0
         while at < rows.shape[0]:
             if self._filled == room:
-                values, vectors, shed = _shrink(self._rows, self.n_components)
+                values, vectors, shed = _shrink(own[:room], self.n_components)
                 self._filled = len(values)
-                self._rows[: self._filled] = values[:, None] * vectors
+                own[: self._filled] = values[:, None] * vectors
                 self._shed += shed
             count = min(room - self._filled, rows.shape[0] - at)
-            if self._filled + count > self._rows.shape[0]:
+            if self._filled + count > len(own):
                 # Grows with the data: a large buffer costs nothing before it is used.
-                grown = min(room, max(2 * self._rows.shape[0], self._filled + count))
-                self._rows = np.concatenate(
-                    [self._rows, np.zeros((grown - self._rows.shape[0], self._rows.shape[1]), self.dtype)]
-                )
-            self._rows[self._filled : self._filled + count] = rows[at : at + count]
+                grown = min(room, max(2 * len(own), self._filled + count))
+                own = np.concatenate([own, np.zeros((grown - len(own), own.shape[1]), self.dtype)])
+            own[self._filled : self._filled + count] = rows[at : at + count]
             self._filled += count
             at += count
+        self._rows = own
         self._final = None
 
     def merge(self, other: FrequentDirections) -> FrequentDirections:
@@ -167,7 +170,8 @@ class FrequentDirections:
             if self._final is None:
                 values, vectors, shed = _shrink(self._rows[: self._filled], self.n_components)
                 # Rounding noise of the decompositions is no direction.
-                noise = np.finfo(self.dtype).eps * max(*self._rows.shape, self.n_components)
+                epsilon = float(np.finfo(self.dtype.type).eps)
+                noise = epsilon * max(self._filled, self._rows.shape[1], self.n_components)
                 kept = values > values.max(initial=0) * noise
                 self._final = values[kept], vectors[kept], self._shed + shed
             return self._final

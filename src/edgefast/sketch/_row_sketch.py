@@ -259,8 +259,8 @@ class RowSketch:
                 mass += sum_exactly(np.abs(part).max(axis=1))
                 if mass > _LIMIT:
                     raise SketchOverflowError(
-                        f"X: expected the largest magnitudes of all rows, in units of 2**-{self._fraction_bits}, to add "
-                        f"up to less than 2**63, got {mass}; use fewer fraction_bits or smaller numbers"
+                        f"X: expected the largest magnitudes of all rows, in units of 2**-{self._fraction_bits}, to "
+                        f"add up to less than 2**63, got {mass}; use fewer fraction_bits or smaller numbers"
                     )
                 if len(tiles) == 1 and i == 0:
                     quantised.append(part)
@@ -374,7 +374,8 @@ class RowSketch:
     def gram(self) -> NDArray[np.float64]:
         """B.T @ B, an unbiased estimate of X.T @ X: (n_columns, n_columns) in float64."""
         b = self.toarray().astype(np.float64, copy=False)
-        return b.T @ b
+        gram: NDArray[Any] = b.T @ b
+        return gram
 
     def lstsq(self, target: int = -1) -> NDArray[np.float64]:
         """Coefficients of the least-squares fit of one column by all others, from the sketch alone.

@@ -68,7 +68,8 @@ class SimHash:
         self._n_bits = integer(n_bits, "n_bits", 1, _MAX_BITS)
         if kind not in _KINDS:
             raise ValueError(
-                f"kind: expected one of {', '.join(map(repr, _KINDS))}, whose bytes are the same everywhere, got {kind!r}"
+                f"kind: expected one of {', '.join(map(repr, _KINDS))}, whose bytes are the same everywhere, "
+                f"got {kind!r}"
             )
         self._kind: str = kind
         self._seed = integer(seed, "seed", 0, 2**64 - 1)
@@ -239,7 +240,7 @@ class SimHash:
         self, a: Any, b: Any = ..., *, return_std: Literal[True], paired: bool = ...
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def angle(self, a: Any, b: Any = None, *, return_std: bool = False, paired: bool = False) -> Any:
-        """Angles of the hashed vectors, in radians: pi * distance / n_bits, which is unbiased when bits are independent.
+        """Angles of the hashed vectors in radians: pi * distance / n_bits, unbiased when bits are independent.
 
         That, and the standard deviation, are exact for Gaussian projections and close for dense vectors here; vectors
         with a few large entries deserve a look at docs/sketch-streams.md.

@@ -38,7 +38,9 @@ def row_entries(kind: int, seed: int, k: int, nnz: int, first: int, count: int) 
     return streams.stack_table(seed, k, nnz, first, count)
 
 
-def _add_in_rounds(acc: NDArray[Any], buckets: NDArray[np.intp], signed: NDArray[Any], sources: NDArray[np.intp]) -> None:
+def _add_in_rounds(
+    acc: NDArray[Any], buckets: NDArray[np.intp], signed: NDArray[Any], sources: NDArray[np.intp]
+) -> None:
     """acc[buckets] += signed[sources], each cell taking its terms one at a time in the order given.
 
     Round m adds the m-th term of every cell: no cell occurs twice in a round.
