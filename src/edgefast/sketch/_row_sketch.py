@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -374,8 +374,7 @@ class RowSketch:
     def gram(self) -> NDArray[np.float64]:
         """B.T @ B, an unbiased estimate of X.T @ X: (n_columns, n_columns) in float64."""
         b = self.toarray().astype(np.float64, copy=False)
-        gram: NDArray[Any] = b.T @ b
-        return gram
+        return cast("NDArray[np.float64]", b.T @ b)
 
     def lstsq(self, target: int = -1) -> NDArray[np.float64]:
         """Coefficients of the least-squares fit of one column by all others, from the sketch alone.
