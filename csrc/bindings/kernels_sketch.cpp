@@ -3,8 +3,8 @@
 
 #include "bindings/kernels.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/rademacher.hpp"
 #include "sketch/stack.hpp"
 
 namespace py = pybind11;
@@ -69,7 +69,7 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
 
 void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
                       int num_threads) {
-    const RademacherJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
+    const DenseJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
     const bool single = x.itemsize() == 4;
     bool done;
     {

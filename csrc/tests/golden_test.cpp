@@ -8,8 +8,8 @@
 #include "check.hpp"
 #include "common/half.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/rademacher.hpp"
 #include "sketch/stack.hpp"
 
 namespace {
@@ -59,8 +59,8 @@ uint64_t sketches(ef::Isa isa) {
         ef::SrhtJob srht = {view, signs.data(), index.data(), k, length, 0.11952286093343936, out};
         CHECK(ef::srht_transform<T>(isa, srht, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
-        ef::RademacherJob rademacher = {view, 7, k, 0.11952286093343936, out};
-        CHECK(ef::rademacher_transform<T>(isa, rademacher, 2));
+        ef::DenseJob dense = {view, 7, k, 0.11952286093343936, out};
+        CHECK(ef::rademacher_transform<T>(isa, dense, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
     }
     for (int64_t length : {1, 2, 4, 8, 16, 64, 1024, 65536}) {

@@ -1,11 +1,14 @@
-// Dense Rademacher projection: every entry is +-1, generated where it is needed, never stored.
+// Dense projections: a matrix product whose second factor is drawn where it is needed and never stored.
 //
-// Entry (output c, feature j) is negative when bit c % 64 of word c / 64 % 4 of Philox block
+// Rademacher. Entry (output c, feature j) is negative when bit c % 64 of word c / 64 % 4 of Philox block
 // counter = (j + 1, c / 256, 0, 0), key = (seed, 3) is set.
 //
 // Numerics: out[i][c] = scale * sum_j +-x[i][j], started at +0, j ascending, in the element type, one rounding an
 // addition (the +-1 products are exact, so fused and unfused multiply-add agree): the same bits on every SIMD level.
 // NaN results are the one quiet NaN with a clear sign bit. Error: at most (d - 1) * eps * sum |x|.
+//
+// Memory beyond input and output: a panel of the operator, 256 KiB a thread whatever the sizes, and 48 rows of a panel
+// of x where x has no contiguous rows. Partial sums wait in `out`.
 // Aliasing: out must not overlap x. Alignment: none needed. Thread-safety: pure function.
 #pragma once
 
@@ -16,7 +19,7 @@
 
 namespace ef {
 
-struct RademacherJob {
+struct DenseJob {
     StridedMatrix x;
     uint64_t seed;
     int64_t components;
@@ -26,6 +29,6 @@ struct RademacherJob {
 
 // False when scratch memory could not be had; nothing has been written then.
 template <class T>
-bool rademacher_transform(Isa isa, const RademacherJob& job, int num_threads) noexcept;
+bool rademacher_transform(Isa isa, const DenseJob& job, int num_threads) noexcept;
 
 }  // namespace ef
