@@ -5,11 +5,12 @@ namespace {
 #include "common/lanes-inl.hpp"
 
 // Register block: kRows rows times kVectors vectors of outputs, all sums of a block in registers.
-constexpr int kRows = 6;
-#if defined(EF_TARGET_AVX512) || defined(EF_TARGET_NEON)
-constexpr int kVectors = 4;
+#if defined(EF_TARGET_AVX512)
+constexpr int kRows = 5, kVectors = 4;
+#elif defined(EF_TARGET_NEON)
+constexpr int kRows = 6, kVectors = 4;
 #else
-constexpr int kVectors = 2;
+constexpr int kRows = 6, kVectors = 2;
 #endif
 static_assert(kDensePackRows % kRows == 0);
 
@@ -137,9 +138,10 @@ void fill_signs(const DenseJob& job, int64_t first, int count, int64_t block, in
     }
 }
 
-// Brings the lines [begin, end) of a group of rows, counted row by row, towards the core.
-EF_INLINE void prefetch_rows(const char* x, int64_t row_stride, int lines_a_row, int begin, int end) {
-    for (int i = begin; i < end; ++i) __builtin_prefetch(x + i / lines_a_row * row_stride + i % lines_a_row * 64);
+// Brings rows [begin, end) of the next group towards the core while this one is multiplied.
+EF_INLINE void prefetch_rows(const char* x, int64_t row_stride, int bytes, int begin, int end) {
+    for (int r = begin; r < end; ++r)
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch(x + r * row_stride + i);
 }
 
 template <class T, bool kBeside>
@@ -153,7 +155,7 @@ void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t
     const T scale = static_cast<T>(job.scale);
     for (int64_t first = 0; first < d; first += kDenseFeatures<T>) {
         const int count = static_cast<int>(d - first < kDenseFeatures<T> ? d - first : kDenseFeatures<T>);
-        const int lines = static_cast<int>((count * kSize + 63) / 64);
+        const int bytes = count * static_cast<int>(kSize);
         const bool begins = first == 0, ends = first + count == d;
         for (int64_t block = block_begin; block < block_end; ++block) {
             const int64_t output = block * kDenseOutputs;
@@ -164,7 +166,7 @@ void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t
                 const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
                 const char* x = job.x.data + row * job.x.row_stride + first * job.x.column_stride;
                 int64_t row_stride = job.x.row_stride;
-                int ahead = lines * static_cast<int>(row_end - row - rows < kRows ? row_end - row - rows : kRows);
+                int ahead = static_cast<int>(row_end - row - rows < kRows ? row_end - row - rows : kRows);
                 if (!direct) {
                     const int64_t at = (row - row_begin) % kDensePackRows;
                     if (at == 0) {
@@ -182,7 +184,7 @@ void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t
                 for (int p = 0; p < used; ++p) {
                     const T* panel = panels + p * (kDenseFeatures<T> * kWidth<T>);
                     const int left = width - p * kWidth<T>;
-                    if (ahead) prefetch_rows(x + kRows * row_stride, row_stride, lines, ahead * p / used, ahead * (p + 1) / used);
+                    prefetch_rows(x + kRows * row_stride, row_stride, bytes, p * ahead / used, (p + 1) * ahead / used);
                     if (rows == kRows && left >= kWidth<T>)
                         multiply<T, kRows, kVectors, kBeside>(x, row_stride, panel, count, out + p * kWidth<T>, k, begins,
                                                               ends, scale);

@@ -16,7 +16,7 @@
 namespace ef {
 namespace {
 constexpr int kDenseOutputs = 256;  // outputs of a block: the bits of one Philox block
-constexpr int kDensePackRows = 48;  // rows copied together where x has no contiguous rows
+constexpr int kDensePackRows = 60;  // rows copied together where x has no contiguous rows
 template <class T>
 constexpr int kDenseFeatures = 1024 / static_cast<int>(sizeof(T));  // features of a panel
 
