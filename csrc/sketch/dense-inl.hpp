@@ -35,8 +35,7 @@ EF_INLINE V add_signed(V x, V sign, V sum) {
 // kR rows of x times kV vectors of a panel, `count` features. kBeside: the panel's vectors from kVectors / 2 on hold
 // sign bits instead of numbers.
 template <class T, int kR, int kV, bool kBeside>
-void multiply(const char* x, int64_t row_stride, const T* panel, int count, T* out, int64_t out_stride, bool first,
-              bool last, T scale) {
+void multiply(const char* x, int64_t row_stride, const T* panel, int count, T* out, int64_t out_stride) {
     typedef typename Lanes<T>::V V;
     typedef typename Lanes<T>::U U;
     constexpr int L = Lanes<T>::count;
@@ -44,7 +43,7 @@ void multiply(const char* x, int64_t row_stride, const T* panel, int count, T* o
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < kV; ++v) sum[r][v] = first ? V{} : load_as<V>(out + r * out_stride + v * L);
+        for (int v = 0; v < kV; ++v) sum[r][v] = load_as<V>(out + r * out_stride + v * L);
     const V one = broadcast<V>(static_cast<T>(1));
     for (int j = 0; j < count; ++j) {
         V entry[kV];
@@ -69,15 +68,13 @@ void multiply(const char* x, int64_t row_stride, const T* panel, int count, T* o
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < kV; ++v)
-            store_as(out + r * out_stride + v * L, last ? canonical_lanes<T>(sum[r][v] * scale) : sum[r][v]);
+        for (int v = 0; v < kV; ++v) store_as(out + r * out_stride + v * L, sum[r][v]);
 }
 
 // The same for any number of rows up to kRows and any width up to a panel's: what sticks out goes through a tile.
 template <class T, bool kBeside>
 EF_INLINE void multiply_edge(const char* x, int64_t row_stride, int rows, int width, const T* panel, int count, T* out,
-                             int64_t out_stride, bool first, bool last, T scale) {
-    constexpr int L = Lanes<T>::count;
+                             int64_t out_stride) {
     T tile[kRows * kWidth<T>];
     T* to = out;
     int64_t stride = out_stride;
@@ -87,28 +84,24 @@ EF_INLINE void multiply_edge(const char* x, int64_t row_stride, int rows, int wi
         to = tile;
         stride = kWidth<T>;
         __builtin_memset(tile, 0, sizeof tile);
-        if (!first)
-            for (int r = 0; r < rows; ++r) __builtin_memcpy(tile + r * stride, out + r * out_stride, bytes);
+        for (int r = 0; r < rows; ++r) __builtin_memcpy(tile + r * stride, out + r * out_stride, bytes);
     }
     const bool few = !kBeside && width <= kWidth<T> / 2;  // sign bits are for whole panels
     if (rows == kRows) {
         if (few)
-            multiply<T, kRows, kVectors / 2, kBeside>(x, row_stride, panel, count, to, stride, first, last, scale);
+            multiply<T, kRows, kVectors / 2, kBeside>(x, row_stride, panel, count, to, stride);
         else
-            multiply<T, kRows, kVectors, kBeside>(x, row_stride, panel, count, to, stride, first, last, scale);
+            multiply<T, kRows, kVectors, kBeside>(x, row_stride, panel, count, to, stride);
     } else {
         for (int r = 0; r < rows; ++r) {
             if (few)
-                multiply<T, 1, kVectors / 2, kBeside>(x + r * row_stride, 0, panel, count, to + r * stride, 0, first, last,
-                                                      scale);
+                multiply<T, 1, kVectors / 2, kBeside>(x + r * row_stride, 0, panel, count, to + r * stride, 0);
             else
-                multiply<T, 1, kVectors, kBeside>(x + r * row_stride, 0, panel, count, to + r * stride, 0, first, last,
-                                                  scale);
+                multiply<T, 1, kVectors, kBeside>(x + r * row_stride, 0, panel, count, to + r * stride, 0);
         }
     }
     if (narrow)
         for (int r = 0; r < rows; ++r) __builtin_memcpy(out + r * out_stride, tile + r * stride, bytes);
-    static_assert(kVectors % 2 == 0 && L > 1);
 }
 
 // The first `panels` panels of a block of 256 outputs: +-1 for `count` features, or the sign bit alone.
@@ -144,6 +137,17 @@ EF_INLINE void prefetch_rows(const char* x, int64_t row_stride, int bytes, int b
         for (int i = 0; i < bytes; i += 64) __builtin_prefetch(x + r * row_stride + i);
 }
 
+template <class T>
+EF_INLINE void finish_rows(T* out, int rows, int64_t stride, int width, T scale) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    for (int r = 0; r < rows; ++r, out += stride) {
+        int c = 0;
+        for (; c + L <= width; c += L) store_as(out + c, canonical_lanes<T>(load_as<V>(out + c) * scale));
+        for (; c < width; ++c) out[c] = canonical(out[c] * scale);
+    }
+}
+
 template <class T, bool kBeside>
 void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t block_begin, int64_t block_end,
                 T* work) {
@@ -156,7 +160,6 @@ void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t
     for (int64_t first = 0; first < d; first += kDenseFeatures<T>) {
         const int count = static_cast<int>(d - first < kDenseFeatures<T> ? d - first : kDenseFeatures<T>);
         const int bytes = count * static_cast<int>(kSize);
-        const bool begins = first == 0, ends = first + count == d;
         for (int64_t block = block_begin; block < block_end; ++block) {
             const int64_t output = block * kDenseOutputs;
             const int width = static_cast<int>(k - output < kDenseOutputs ? k - output : kDenseOutputs);
@@ -181,17 +184,19 @@ void dense_tile(const DenseJob& job, int64_t row_begin, int64_t row_end, int64_t
                     ahead = 0;
                 }
                 T* out = reinterpret_cast<T*>(job.out) + row * k + output;
+                if (first == 0)
+                    for (int r = 0; r < rows; ++r) __builtin_memset(out + r * k, 0, sizeof(T) * static_cast<size_t>(width));
                 for (int p = 0; p < used; ++p) {
                     const T* panel = panels + p * (kDenseFeatures<T> * kWidth<T>);
                     const int left = width - p * kWidth<T>;
                     prefetch_rows(x + kRows * row_stride, row_stride, bytes, p * ahead / used, (p + 1) * ahead / used);
                     if (rows == kRows && left >= kWidth<T>)
-                        multiply<T, kRows, kVectors, kBeside>(x, row_stride, panel, count, out + p * kWidth<T>, k, begins,
-                                                              ends, scale);
+                        multiply<T, kRows, kVectors, kBeside>(x, row_stride, panel, count, out + p * kWidth<T>, k);
                     else
                         multiply_edge<T, kBeside>(x, row_stride, rows, left < kWidth<T> ? left : kWidth<T>, panel, count,
-                                                  out + p * kWidth<T>, k, begins, ends, scale);
+                                                  out + p * kWidth<T>, k);
                 }
+                if (first + count == d) finish_rows(out, rows, k, width, scale);
             }
         }
     }
