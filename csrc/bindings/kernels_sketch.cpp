@@ -67,15 +67,14 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
     check(done);
 }
 
-void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
-                      int num_threads) {
+template <bool (*kSingle)(Isa, const DenseJob&, int) noexcept, bool (*kDouble)(Isa, const DenseJob&, int) noexcept>
+void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out, int num_threads) {
     const DenseJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
     const bool single = x.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? rademacher_transform<float>(self.isa, job, num_threads)
-                      : rademacher_transform<double>(self.isa, job, num_threads);
+        done = (single ? kSingle : kDouble)(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -99,7 +98,8 @@ void register_sketch(KernelsClass& kernels) {
     kernels.def("stack_table", &stack_table_array);
     kernels.def("stack_transform", &stack_array);
     kernels.def("srht_transform", &srht_array);
-    kernels.def("rademacher_transform", &rademacher_array);
+    kernels.def("rademacher_transform", &dense_array<rademacher_transform<float>, rademacher_transform<double>>);
+    kernels.def("gaussian_transform", &dense_array<gaussian_transform<float>, gaussian_transform<double>>);
     kernels.def("fwht", &fwht_array);
 }
 

@@ -1,7 +1,6 @@
 #include "sketch/dense.hpp"
 
 #include <atomic>
-#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -18,7 +17,7 @@ namespace {
 constexpr int kDenseOutputs = 256;  // outputs of a block: the bits of one Philox block
 constexpr int kDensePackRows = 60;  // rows copied together where x has no contiguous rows
 template <class T>
-constexpr int kDenseFeatures = 1024 / static_cast<int>(sizeof(T));  // features of a panel
+constexpr int kDenseFeatures = 1536 / static_cast<int>(sizeof(T));  // features of a panel
 
 // What one thread computes at a time: all features of some rows and some blocks of outputs.
 struct DenseTile {
@@ -35,8 +34,10 @@ namespace ef {
 
 namespace {
 using Tile = void (*)(const DenseJob&, const DenseTile&, void*) noexcept;
-constexpr Tile kRademacherF32[kIsaCount] = EF_PER_ISA(rademacher_tile_f32);
-constexpr Tile kRademacherF64[kIsaCount] = EF_PER_ISA(rademacher_tile_f64);
+template <class T>
+constexpr Tile kRademacher[kIsaCount] = EF_PER_ISA(rademacher_tile<T>);
+template <class T>
+constexpr Tile kGaussian[kIsaCount] = EF_PER_ISA(gaussian_tile<T>);
 constexpr int64_t kGrain = int64_t{1} << 20;  // multiply-adds worth a thread
 
 bool adds_beside_multiplies() noexcept {
@@ -88,11 +89,17 @@ bool dense_transform(Tile tile, const DenseJob& job, int64_t rows_a_draw, int nu
 
 template <class T>
 bool rademacher_transform(Isa isa, const DenseJob& job, int num_threads) noexcept {
-    const Tile tile = (std::is_same_v<T, float> ? kRademacherF32 : kRademacherF64)[static_cast<int>(isa)];
-    return dense_transform<T>(tile, job, 1024, num_threads);
+    return dense_transform<T>(kRademacher<T>[static_cast<int>(isa)], job, 1024, num_threads);
+}
+
+template <class T>
+bool gaussian_transform(Isa isa, const DenseJob& job, int num_threads) noexcept {
+    return dense_transform<T>(kGaussian<T>[static_cast<int>(isa)], job, 2048, num_threads);
 }
 
 template bool rademacher_transform<float>(Isa, const DenseJob&, int) noexcept;
 template bool rademacher_transform<double>(Isa, const DenseJob&, int) noexcept;
+template bool gaussian_transform<float>(Isa, const DenseJob&, int) noexcept;
+template bool gaussian_transform<double>(Isa, const DenseJob&, int) noexcept;
 
 }  // namespace ef

@@ -7,8 +7,16 @@
 // addition (the +-1 products are exact, so fused and unfused multiply-add agree): the same bits on every SIMD level.
 // NaN results are the one quiet NaN with a clear sign bit. Error: at most (d - 1) * eps * sum |x|.
 //
-// Memory beyond input and output: a panel of the operator, 256 KiB a thread whatever the sizes, and 48 rows of a panel
-// of x where x has no contiguous rows. Partial sums wait in `out`.
+// Gaussian. The entry is read off a 16-bit draw: outputs 16 b to 16 b + 15 have those of block counter =
+// (j + 1, b, 0, 0), key = (seed, 4), low bits of word 0 first. It is an integer times 2^-16 and exact in the element type.
+//
+// Numerics: out[i][c] = scale * sum_j x[i][j] g[j][c], started at +0, j ascending, in the element type. A term is one
+// fused multiply-add with AVX2, AVX-512 and NEON and rounds twice at the scalar level: two sets of bits. Error: at most
+// d * eps * sum |x g| to first order.
+//
+// Neither depends on the number of threads or on how rows are batched.
+// Memory beyond input and output: panels of the operator, 384 KiB a thread whatever the sizes, and 60 rows of a
+// panel of x where x has no contiguous rows. Partial sums wait in `out`.
 // Aliasing: out must not overlap x. Alignment: none needed. Thread-safety: pure function.
 #pragma once
 
@@ -30,5 +38,7 @@ struct DenseJob {
 // False when scratch memory could not be had; nothing has been written then.
 template <class T>
 bool rademacher_transform(Isa isa, const DenseJob& job, int num_threads) noexcept;
+template <class T>
+bool gaussian_transform(Isa isa, const DenseJob& job, int num_threads) noexcept;
 
 }  // namespace ef
