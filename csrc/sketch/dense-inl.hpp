@@ -131,35 +131,31 @@ void fill_signs(const DenseJob& job, int64_t first, int count, int64_t block, in
     }
 }
 
-// The normal quantile by octave, of draws v whose odd number 2 v + 1 has e + 1 bits: coefficients of s ^ 0, 1, 2, 3.
-alignas(64) constexpr int32_t kCubics[4][16] = {
-    {287540, 267415, 262029, 251797, 240401, 228518, 216071, 202967, 189097, 174313, 158419, 141137, 122055, 100518, 75365,
-     44178},
-    {0, 0, -10737, -15767, -16446, -17205, -18072, -19078, -20264, -21690, -23446, -25679, -28640, -32811, -39260, -51023},
-    {0, 0, 0, 5948, 6223, 6487, 6774, 7095, 7461, 7883, 8376, 8955, 9634, 10401, 11103, 10836},
-    {0, 0, 0, -1575, -1655, -1725, -1799, -1881, -1974, -2081, -2205, -2351, -2524, -2734, -3021, -4008}};
-
+// kGaussianCubics[power] of every lane's octave.
 EF_INLINE vi32 coefficients(int power, vi32 octave) {
 #if defined(EF_TARGET_AVX512)
-    return (vi32)_mm512_permutexvar_epi32((__m512i)octave, _mm512_load_si512(kCubics[power]));
+    return (vi32)_mm512_permutexvar_epi32((__m512i)octave, _mm512_loadu_si512(kGaussianCubics[power]));
 #elif defined(EF_TARGET_AVX2)
-    const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(kCubics[power]));
-    const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(kCubics[power] + 8));
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kGaussianCubics[power]));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kGaussianCubics[power] + 8));
     const __m256i index = (__m256i)octave;
     return (vi32)_mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, index)),
                                                       _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, index)),
                                                       _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
+#elif defined(EF_TARGET_NEON)
+    const auto* bytes = reinterpret_cast<const uint8_t*>(kGaussianCubics[power]);
+    const uint8x16x4_t table = {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
+    return (vi32)vqtbl4q_u8(table, (uint8x16_t)(octave * 0x04040404 + 0x03020100));
 #else
     vi32 c;
-    for (int i = 0; i < kLanesF32; ++i) c[i] = kCubics[power][octave[i]];
+    for (int i = 0; i < kLanesF32; ++i) c[i] = kGaussianCubics[power][octave[i]];
     return c;
 #endif
 }
 
-// Entries of 16-bit draws in units of 2^-16, by integers alone (backends/streams.py has the definition): bit 15 is the
-// sign, the rest picks a quantile. The float32 of the odd number 2 v + 1 has the octave for exponent, and the fraction
-// of the octave for mantissa.
-EF_INLINE vi32 normal_entries(vi32 draw) {
+// gaussian_entry of every lane. The float32 of the odd number 2 v + 1 has the octave for exponent and the fraction within
+// it for mantissa.
+EF_INLINE vi32 gaussian_entries(vi32 draw) {
     const vi32 odd = ((draw & 0x7fff) << 1) | 1;
     const vi32 bits = (vi32) __builtin_convertvector(odd, vf32);
     const vi32 octave = (bits >> 23) - 127, fraction = (bits >> 9) & 0x3fff;
@@ -174,10 +170,10 @@ EF_INLINE vi32 normal_entries(vi32 draw) {
 // Numbers for the first `width` outputs of a block of 256 (rounded up to 16, the draws of a Philox block), `count`
 // features.
 template <class T>
-void fill_normals(const DenseJob& job, int64_t first, int count, int64_t block, int width, T* panel) {
+void fill_gaussian(const DenseJob& job, int64_t first, int count, int64_t block, int width, T* panel) {
     typedef uint16_t vu16_half __attribute__((vector_size(EF_VECTOR_BYTES / 2)));
     static_assert(kWidth<T> % 16 == 0 || 16 % kWidth<T> == 0);
-    constexpr T kUnit = static_cast<T>(1.0 / 65536);
+    constexpr T kUnit = static_cast<T>(kGaussianUnit);
     const int draws = (width + 15) / 16;
     for (int j = 0; j < count; ++j) {
         for (int b = 0; b < draws; ++b) {
@@ -188,7 +184,7 @@ void fill_normals(const DenseJob& job, int64_t first, int count, int64_t block, 
             for (int i = 0; i < 16; ++i) lanes[i] = static_cast<uint16_t>(words.word[i / 4] >> (16 * (i % 4)));
             int32_t entries[16];
             for (int i = 0; i < 16; i += kLanesF32)
-                store_as(entries + i, normal_entries(__builtin_convertvector(load_as<vu16_half>(lanes + i), vi32)));
+                store_as(entries + i, gaussian_entries(__builtin_convertvector(load_as<vu16_half>(lanes + i), vi32)));
             for (int i = 0; i < 16;) {
                 const int output = b * 16 + i;
                 T* to = panel + output / kWidth<T> * (kDenseFeatures<T> * kWidth<T>) + j * kWidth<T> + output % kWidth<T>;
@@ -216,7 +212,7 @@ EF_INLINE void finish_rows(T* out, int rows, int64_t stride, int width, T scale)
     }
 }
 
-template <class T, bool kNormal, bool kBeside>
+template <class T, bool kGaussian, bool kBeside>
 void dense_tile(const DenseJob& job, const DenseTile& tile, void* work) {
     constexpr int64_t kSize = sizeof(T);
     const int64_t row_begin = tile.row_begin, row_end = tile.row_end;
@@ -232,8 +228,8 @@ void dense_tile(const DenseJob& job, const DenseTile& tile, void* work) {
             const int64_t output = block * kDenseOutputs;
             const int width = static_cast<int>(k - output < kDenseOutputs ? k - output : kDenseOutputs);
             const int used = (width + kWidth<T> - 1) / kWidth<T>;
-            if (kNormal)
-                fill_normals<T>(job, first, count, block, width, panels);
+            if (kGaussian)
+                fill_gaussian<T>(job, first, count, block, width, panels);
             else
                 fill_signs<T, kBeside>(job, first, count, block, used, panels);
             for (int64_t row = row_begin; row < row_end; row += kRows) {

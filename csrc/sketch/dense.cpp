@@ -11,6 +11,7 @@
 #include "common/parallel.hpp"
 #include "common/philox.hpp"
 #include "common/scratch.hpp"
+#include "sketch/gaussian.hpp"
 
 namespace ef {
 namespace {

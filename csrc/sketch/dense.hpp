@@ -7,8 +7,7 @@
 // addition (the +-1 products are exact, so fused and unfused multiply-add agree): the same bits on every SIMD level.
 // NaN results are the one quiet NaN with a clear sign bit. Error: at most (d - 1) * eps * sum |x|.
 //
-// Gaussian. The entry is read off a 16-bit draw: outputs 16 b to 16 b + 15 have those of block counter =
-// (j + 1, b, 0, 0), key = (seed, 4), low bits of word 0 first. It is an integer times 2^-16 and exact in the element type.
+// Gaussian. Entries of gaussian.hpp, exact in the element type.
 //
 // Numerics: out[i][c] = scale * sum_j x[i][j] g[j][c], started at +0, j ascending, in the element type. A term is one
 // fused multiply-add with AVX2, AVX-512 and NEON and rounds twice at the scalar level: two sets of bits. Error: at most
