@@ -10,7 +10,11 @@
 #include "common/philox.hpp"
 #include "sketch/dense.hpp"
 #include "sketch/gaussian.hpp"
+#include "sketch/count_sketch.hpp"
 #include "sketch/hadamard.hpp"
+#include "sketch/hadamard_axis.hpp"
+#include "sketch/hamming.hpp"
+#include "sketch/row_sketch.hpp"
 #include "sketch/hash.hpp"
 
 namespace {
@@ -104,6 +108,49 @@ uint64_t gaussians(ef::Isa isa) {
     return fnv(y.data(), 37 * k * sizeof(T), kStart);
 }
 
+template <class T>
+uint64_t states(ef::Isa isa, ef::RowSketchTypes rows, ef::CountTypes counts) {
+    uint64_t hash = kStart;
+    for (int64_t columns : {1, 7, 16, 33, 300}) {
+        const int64_t n = 150, k = 40;
+        const std::vector<T> x = numbers<T>(static_cast<size_t>(n * columns), static_cast<uint64_t>(columns));
+        const ef::StridedMatrix view = {reinterpret_cast<const char*>(x.data()), n, columns, columns * int64_t{sizeof(T)},
+                                        sizeof(T)};
+        for (int kind : {1, 2, 3}) {
+            std::vector<T> acc(static_cast<size_t>(k * columns));
+            const ef::RowSketchJob job = {view, kind, 7, kind == 1 ? 1 : kind == 2 ? 8 : 40, k, int64_t{3} << 40, acc.data()};
+            CHECK(ef::row_sketch_add(isa, job, rows, 2));
+            hash = fnv(acc.data(), acc.size() * sizeof(T), hash);
+        }
+        std::vector<T> table(5 * 37), estimates(static_cast<size_t>(n * columns));
+        const ef::CountTable counters = {table.data(), 7, 5, 37};
+        CHECK(ef::count_sketch_add(isa, counters, counts, x.data(), nullptr, int64_t{1} << 40, n * columns, 2));
+        CHECK(ef::count_sketch_estimate(isa, counters, counts, nullptr, int64_t{1} << 40, n * columns, estimates.data(), 2));
+        hash = fnv(table.data(), table.size() * sizeof(T), hash);
+        hash = fnv(estimates.data(), estimates.size() * sizeof(T), hash);
+        std::vector<T> y(static_cast<size_t>(128 * columns));
+        CHECK(ef::fwht_axis<T>(isa, x.data(), y.data(), 1, 128, columns, 0.5, 2));
+        hash = fnv(y.data(), y.size() * sizeof(T), hash);
+        const int64_t bytes = (columns + 7) / 8;
+        std::vector<uint8_t> codes(static_cast<size_t>(n * bytes)), keep(static_cast<size_t>(n));
+        ef::sign_bits(isa, x.data(), n, columns, codes.data(), bytes);
+        hash = fnv(codes.data(), codes.size(), hash);
+        const ef::Codes all = {codes.data(), n, bytes};
+        std::vector<uint16_t> pairs(static_cast<size_t>(n * n)), distance(static_cast<size_t>(n));
+        std::vector<int64_t> index(static_cast<size_t>(n));
+        ef::hamming_pairs(isa, all, all, bytes, pairs.data(), 2);
+        hash = fnv(pairs.data(), pairs.size() * sizeof(uint16_t), hash);
+        ef::hamming_nearest(isa, {codes.data() + bytes, n - 1, bytes}, {codes.data(), 100, bytes}, bytes, index.data(),
+                            distance.data(), 2);
+        hash = fnv(index.data(), static_cast<size_t>(n - 1) * sizeof(int64_t), hash);
+        std::vector<uint64_t> words(static_cast<size_t>((bytes + 7) / 8 * 24));
+        ef::Ring ring = {words.data(), (bytes + 7) / 8, 24, 19, 0, 0};
+        ef::hamming_filter(isa, all, bytes, static_cast<int>(columns / 3), &ring, keep.data());
+        hash = fnv(keep.data(), keep.size(), fnv(words.data(), words.size() * sizeof(uint64_t), hash));
+    }
+    return hash;
+}
+
 uint64_t means(ef::Isa isa) {
     uint64_t hash = kStart;
     for (size_t clients : {1u, 3u, 17u}) {
@@ -159,6 +206,10 @@ int main() {
                     f64, mean);
         const uint64_t g32 = gaussians<float>(isa), g64 = gaussians<double>(isa);
         std::printf("        gaussian f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", g32, g64);
+        const uint64_t s32 = states<float>(isa, ef::RowSketchTypes::f32, ef::CountTypes::f32);
+        const uint64_t s64 = states<double>(isa, ef::RowSketchTypes::f64, ef::CountTypes::f64);
+        std::printf("        states f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", s32, s64);
+        same = same && s32 == 0x1c78a4c18f00f2fbull && s64 == 0xa2dd401381f078b4ull;
         // Two sets of bits: fused multiply-add, or a rounding for the product and one for the sum.
         same = same && g32 == (isa == ef::Isa::scalar ? 0x69f81e420fdc9728ull : 0x51c249a5fc9e7019ull) &&
                g64 == (isa == ef::Isa::scalar ? 0x366b85edc7beaee7ull : 0x4f97f54746048e5full);
