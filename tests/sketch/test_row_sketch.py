@@ -112,6 +112,8 @@ def test_layouts_and_dtypes(backend: str) -> None:
             one.update(row)
         whole = RowSketch(c, 12, accumulate=accumulate).update(ints.astype(np.float32))
         assert one.to_bytes() == whole.to_bytes()
+        half = RowSketch(c, 12, accumulate=accumulate).update(ints.astype(np.float16))
+        assert half.to_bytes() == whole.to_bytes()
     empty = RowSketch(c, 12).update(np.empty((0, c)))
     assert empty == RowSketch(c, 12)
 

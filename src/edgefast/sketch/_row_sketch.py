@@ -243,40 +243,41 @@ class RowSketch:
             raise ValueError("X: expected finite numbers, got NaN or infinity")
 
     def _add_exact(self, rows: Any, sparse: bool, first: int) -> None:
+        # Tile by tile, each while it is cached; an error in a later one takes all of them back.
         tiles = list(row_tiles(*rows.shape))
-        mass = self._mass
-        quantised = []
-        for check in (True, False):
-            # One tile is kept; several are quantised again once all of them are known to fit.
-            for i, tile in enumerate(tiles):
-                if not check and quantised:
-                    part = quantised[0]
-                else:
-                    part = self._quantise(rows[tile].toarray() if sparse else rows[tile])
-                if not check:
-                    self._add(part, first + tile.start)
-                    continue
-                mass += sum_exactly(np.abs(part).max(axis=1))
+        mass, before = self._mass, self._sums.copy() if len(tiles) > 1 else None
+        scaled = np.empty((tiles[0].stop, self._n_columns))
+        integers = np.empty(scaled.shape, np.int64)
+        try:
+            for tile in tiles:
+                part, units = scaled[: tile.stop - tile.start], integers[: tile.stop - tile.start]
+                source = rows[tile].toarray() if sparse else rows[tile]
+                np.multiply(source, 2.0**self._fraction_bits, out=part, dtype=np.float64)
+                np.rint(part, out=part)
+                largest = np.maximum(part.max(axis=1), -part.min(axis=1))
+                if not (largest <= 2.0**62).all():
+                    raise self._unfit(largest)
+                mass += sum_exactly(largest.astype(np.int64))
                 if mass > _LIMIT:
                     raise SketchOverflowError(
                         f"X: expected the largest magnitudes of all rows, in units of 2**-{self._fraction_bits}, to "
                         f"add up to less than 2**63, got {mass}; use fewer fraction_bits or smaller numbers"
                     )
-                if len(tiles) == 1 and i == 0:
-                    quantised.append(part)
+                np.copyto(units, part, casting="unsafe")
+                self._add(units, first + tile.start)
+        except BaseException:
+            if before is not None:
+                self._sums = before
+            raise
         self._mass = mass
 
-    def _quantise(self, part: NDArray[Any]) -> NDArray[np.int64]:
-        scaled = np.rint(np.multiply(part, 2.0**self._fraction_bits, dtype=np.float64))
-        largest = np.abs(scaled).max(initial=0.0)
-        if not largest <= 2.0**62:
-            if not _all_finite(part):
-                raise ValueError("X: expected finite numbers, got NaN or infinity")
-            raise SketchOverflowError(
-                f"X: expected magnitudes up to 2**{62 - self._fraction_bits} with fraction_bits={self._fraction_bits}, "
-                f"got {largest / 2.0**self._fraction_bits:g}"
-            )
-        return scaled.astype(np.int64)
+    def _unfit(self, largest: NDArray[np.float64]) -> ValueError:
+        if not np.isfinite(largest).all():
+            return ValueError("X: expected finite numbers, got NaN or infinity")
+        return SketchOverflowError(
+            f"X: expected magnitudes up to 2**{62 - self._fraction_bits} with fraction_bits={self._fraction_bits}, "
+            f"got {largest.max() / 2.0**self._fraction_bits:g}"
+        )
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
 
