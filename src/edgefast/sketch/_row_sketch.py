@@ -396,7 +396,8 @@ class RowSketch:
             raise ValueError("target: expected a sketch of at least two columns, got one")
         column = integer(target, "target", -c, c - 1) % c
         b = self.toarray().astype(np.float64, copy=False)
-        return np.linalg.lstsq(np.delete(b, column, axis=1), b[:, column], rcond=None)[0]
+        fit = np.linalg.lstsq(np.delete(b, column, axis=1), b[:, column], rcond=None)[0]
+        return fit.astype(np.float64, copy=False)
 
     def svd(self, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Leading singular values and right singular vectors of B, which approximate those of X.
