@@ -17,6 +17,7 @@ struct Kernels {
 using KernelsClass = pybind11::class_<Kernels>;
 
 void register_sketch(KernelsClass& kernels);
+void register_sketch_state(KernelsClass& kernels);
 void register_aggregate(KernelsClass& kernels);
 
 }  // namespace ef

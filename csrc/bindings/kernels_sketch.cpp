@@ -3,9 +3,9 @@
 
 #include "bindings/kernels.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/rademacher.hpp"
-#include "sketch/stack.hpp"
+#include "sketch/hash.hpp"
 
 namespace py = pybind11;
 
@@ -39,16 +39,45 @@ void stack_table_array(const Kernels&, uint64_t seed, int64_t components, int64_
     stack_table(seed, components, nnz, first, count, entries);
 }
 
-void stack_array(const Kernels& self, const py::array& x, const py::object& table, uint64_t seed, int nnz, double scale,
-                 py::array out, int num_threads) {
-    StackJob job{matrix_of(x), nullptr, seed, out.shape(1), nnz, scale, static_cast<char*>(out.mutable_data())};
-    if (!table.is_none()) job.table = static_cast<const uint32_t*>(py::reinterpret_borrow<py::array>(table).data());
+void countsketch_table_array(const Kernels&, uint64_t seed, int64_t components, int64_t first,
+                             py::array_t<uint32_t> out) {
+    uint32_t* entries = out.mutable_data();
+    const int64_t count = out.shape(0);
+    py::gil_scoped_release release;
+    countsketch_table(seed, components, first, count, entries);
+}
+
+void sparse_starts_array(const Kernels&, uint64_t seed, int64_t components, const py::array_t<uint64_t>& thresholds,
+                         int64_t first, py::array_t<int64_t> out) {
+    const uint64_t* limits = thresholds.data();
+    const int64_t limit_count = thresholds.size(), count = out.size() - 1;
+    int64_t* starts = out.mutable_data();
+    py::gil_scoped_release release;
+    sparse_table(seed, components, limits, limit_count, first, count, starts, nullptr);
+}
+
+void sparse_table_array(const Kernels&, uint64_t seed, int64_t components, const py::array_t<uint64_t>& thresholds,
+                        int64_t first, py::array_t<int64_t> starts, py::array_t<uint32_t> out) {
+    const uint64_t* limits = thresholds.data();
+    const int64_t limit_count = thresholds.size(), count = starts.size() - 1;
+    int64_t* begins = starts.mutable_data();
+    uint32_t* entries = out.mutable_data();
+    py::gil_scoped_release release;
+    sparse_table(seed, components, limits, limit_count, first, count, begins, entries);
+}
+
+void hash_array(const Kernels& self, const py::array& x, const py::array_t<uint32_t>& entries, const py::object& starts,
+                double scale, bool more, bool last, py::array out, int num_threads) {
+    HashJob job{matrix_of(x), entries.data(), nullptr, 0, out.shape(1), scale, more, last,
+                static_cast<char*>(out.mutable_data())};
+    if (starts.is_none()) job.nnz = static_cast<int>(entries.shape(1));
+    else job.starts = static_cast<const int64_t*>(py::reinterpret_borrow<py::array>(starts).data());
     const bool single = x.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? stack_transform<float>(self.isa, job, num_threads)
-                      : stack_transform<double>(self.isa, job, num_threads);
+        done = single ? hash_transform<float>(self.isa, job, num_threads)
+                      : hash_transform<double>(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -67,17 +96,25 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
     check(done);
 }
 
-void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
-                      int num_threads) {
-    const RademacherJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
+template <bool (*kSingle)(Isa, const DenseJob&, int) noexcept, bool (*kDouble)(Isa, const DenseJob&, int) noexcept>
+void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out, int num_threads) {
+    const DenseJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
     const bool single = x.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? rademacher_transform<float>(self.isa, job, num_threads)
-                      : rademacher_transform<double>(self.isa, job, num_threads);
+        done = (single ? kSingle : kDouble)(self.isa, job, num_threads);
     }
     check(done);
+}
+
+void rotate_array(const Kernels& self, const py::array& x, const py::array_t<uint64_t>& signs, bool inverse,
+                  py::array out, int num_threads) {
+    const RotationJob job{matrix_of(x), signs.data(), inverse, static_cast<char*>(out.mutable_data())};
+    const bool single = x.itemsize() == 4;
+    py::gil_scoped_release release;
+    if (single) rotate<float>(self.isa, job, num_threads);
+    else rotate<double>(self.isa, job, num_threads);
 }
 
 void fwht_array(const Kernels& self, const py::array& x, double scale, py::array out, int num_threads) {
@@ -97,9 +134,14 @@ void fwht_array(const Kernels& self, const py::array& x, double scale, py::array
 void register_sketch(KernelsClass& kernels) {
     kernels.def("philox_words", &philox_words);
     kernels.def("stack_table", &stack_table_array);
-    kernels.def("stack_transform", &stack_array);
+    kernels.def("countsketch_table", &countsketch_table_array);
+    kernels.def("sparse_starts", &sparse_starts_array);
+    kernels.def("sparse_table", &sparse_table_array);
+    kernels.def("hash_transform", &hash_array);
     kernels.def("srht_transform", &srht_array);
-    kernels.def("rademacher_transform", &rademacher_array);
+    kernels.def("rademacher_transform", &dense_array<rademacher_transform<float>, rademacher_transform<double>>);
+    kernels.def("gaussian_transform", &dense_array<gaussian_transform<float>, gaussian_transform<double>>);
+    kernels.def("rotate", &rotate_array);
     kernels.def("fwht", &fwht_array);
 }
 

@@ -12,6 +12,27 @@
 #include "common/dispatch.hpp"
 #include "common/scratch.hpp"
 
+namespace ef {
+namespace {
+constexpr int64_t kSrhtPiece = int64_t{1} << 18;  // elements transformed as a whole: what a row holds stays small
+
+// Elements of the pieces a row is transformed in; the whole length when that takes less memory.
+int64_t srht_piece(const SrhtJob& job) noexcept {
+    int64_t levels = 0;
+    while (job.length >> levels > kSrhtPiece) ++levels;
+    const int64_t piece = job.length >> levels;
+    return levels && job.components < (job.length - piece) / levels ? piece : job.length;
+}
+// Elements of working memory that go with it.
+int64_t srht_work(const SrhtJob& job) noexcept {
+    const int64_t piece = srht_piece(job);
+    int64_t work = piece;
+    for (int64_t n = job.length; n > piece; n /= 2) work += job.components;
+    return work;
+}
+}  // namespace
+}  // namespace ef
+
 #define EF_BODY "sketch/hadamard-inl.hpp"
 #include "common/foreach_isa.hpp"
 
@@ -30,6 +51,10 @@ constexpr Join<float> kJoinF32[kIsaCount] = EF_PER_ISA(fwht_join_f32);
 constexpr Join<double> kJoinF64[kIsaCount] = EF_PER_ISA(fwht_join_f64);
 constexpr SrhtRows kSrhtF32[kIsaCount] = EF_PER_ISA(srht_rows_f32);
 constexpr SrhtRows kSrhtF64[kIsaCount] = EF_PER_ISA(srht_rows_f64);
+
+using RotateRows = void (*)(const RotationJob&, int64_t, int64_t) noexcept;
+constexpr RotateRows kRotateF32[kIsaCount] = EF_PER_ISA(rotate_rows_f32);
+constexpr RotateRows kRotateF64[kIsaCount] = EF_PER_ISA(rotate_rows_f64);
 
 template <class T>
 constexpr auto& vector_table() {
@@ -78,7 +103,7 @@ bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept {
     const int64_t chunks = (n + step - 1) / step;
     int threads = threads_for(n, job.length < kGrain ? kGrain / job.length : 1, num_threads);
     if (threads > chunks) threads = chunks > 0 ? static_cast<int>(chunks) : 1;
-    Scratch scratch(threads, static_cast<size_t>(job.length) * sizeof(T));
+    Scratch scratch(threads, static_cast<size_t>(srht_work(job)) * sizeof(T));
     if (!scratch.ok()) return false;
     std::atomic<int64_t> next{0};
     parallel_for(threads, threads, [&](int64_t slot) noexcept {
@@ -88,8 +113,21 @@ bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept {
     return true;
 }
 
+template <class T>
+void rotate(Isa isa, const RotationJob& job, int num_threads) noexcept {
+    const RotateRows rows = (std::is_same_v<T, float> ? kRotateF32 : kRotateF64)[static_cast<int>(isa)];
+    const int64_t n = job.x.rows, d = job.x.columns;
+    const int threads = threads_for(n, d < kGrain / 4 ? kGrain / 4 / d : 1, num_threads);
+    const int64_t step = d < kGrain / 8 ? kGrain / 8 / d : 1;
+    parallel_for((n + step - 1) / step, threads, [&](int64_t chunk) noexcept {
+        rows(job, chunk * step, (chunk + 1) * step < n ? (chunk + 1) * step : n);
+    });
+}
+
 template void fwht<float>(Isa, const float*, float*, int64_t, int64_t, double, int) noexcept;
 template void fwht<double>(Isa, const double*, double*, int64_t, int64_t, double, int) noexcept;
+template void rotate<float>(Isa, const RotationJob&, int) noexcept;
+template void rotate<double>(Isa, const RotationJob&, int) noexcept;
 template bool srht_transform<float>(Isa, const SrhtJob&, int) noexcept;
 template bool srht_transform<double>(Isa, const SrhtJob&, int) noexcept;
 

@@ -8,9 +8,14 @@
 #include "check.hpp"
 #include "common/half.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
+#include "sketch/gaussian.hpp"
+#include "sketch/count_sketch.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/rademacher.hpp"
-#include "sketch/stack.hpp"
+#include "sketch/hadamard_axis.hpp"
+#include "sketch/hamming.hpp"
+#include "sketch/row_sketch.hpp"
+#include "sketch/hash.hpp"
 
 namespace {
 
@@ -47,9 +52,16 @@ uint64_t sketches(ef::Isa isa) {
         char* out = reinterpret_cast<char*>(y.data());
         std::vector<uint32_t> table(static_cast<size_t>(d * 8));
         ef::stack_table(7, k, 8, 0, d, table.data());
-        for (const uint32_t* t : {static_cast<const uint32_t*>(table.data()), static_cast<const uint32_t*>(nullptr)}) {
-            ef::StackJob job = {view, t, 7, k, 8, 0.35355339059327373, out};
-            CHECK(ef::stack_transform<T>(isa, job, 3));
+        for (const int64_t cut : {d, int64_t{100}}) {  // all features in one call, or in two
+            for (int64_t first = 0; first < d; first += cut) {
+                const int64_t count = first == 0 ? cut : d - cut;
+                const ef::StridedMatrix part = {view.data + first * int64_t{sizeof(T)}, rows, count, view.row_stride,
+                                                view.column_stride};
+                const ef::HashJob job = {part, table.data() + first * 8, nullptr, 8, k, 0.35355339059327373, first > 0,
+                                         first + count == d, out};
+                CHECK(ef::hash_transform<T>(isa, job, 3));
+                if (first) break;
+            }
             hash = fnv(out, y.size() * sizeof(T), hash);
         }
         std::vector<uint64_t> signs(8);
@@ -59,8 +71,8 @@ uint64_t sketches(ef::Isa isa) {
         ef::SrhtJob srht = {view, signs.data(), index.data(), k, length, 0.11952286093343936, out};
         CHECK(ef::srht_transform<T>(isa, srht, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
-        ef::RademacherJob rademacher = {view, 7, k, 0.11952286093343936, out};
-        CHECK(ef::rademacher_transform<T>(isa, rademacher, 2));
+        ef::DenseJob dense = {view, 7, k, 0.11952286093343936, out};
+        CHECK(ef::rademacher_transform<T>(isa, dense, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
     }
     for (int64_t length : {1, 2, 4, 8, 16, 64, 1024, 65536}) {
@@ -69,6 +81,72 @@ uint64_t sketches(ef::Isa isa) {
         ef::fwht<T>(isa, x.data(), x.data(), 3, length, 1.0, 1);
         CHECK(std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) == 0);
         hash = fnv(y.data(), y.size() * sizeof(T), hash);
+    }
+    return hash;
+}
+
+// Unit rows give the entries themselves; then a product.
+template <class T>
+uint64_t gaussians(ef::Isa isa) {
+    const int64_t d = 403, k = 300;
+    std::vector<T> x(static_cast<size_t>(d * d)), y(static_cast<size_t>(d * k));
+    for (int64_t j = 0; j < d; ++j) x[static_cast<size_t>(j * (d + 1))] = 1;
+    ef::DenseJob job = {{reinterpret_cast<const char*>(x.data()), d, d, d * int64_t{sizeof(T)}, sizeof(T)}, 7, k, 65536,
+                        reinterpret_cast<char*>(y.data())};
+    CHECK(ef::gaussian_transform<T>(isa, job, 2));
+    for (int64_t j = 0; j < d; ++j)
+        for (int64_t c = 0; c < k; ++c) {
+            const ef::PhiloxBlock b =
+                ef::philox4x64(static_cast<uint64_t>(j) + 1, static_cast<uint64_t>(c / 16), 0, 0, 7, 4);
+            const auto draw = static_cast<uint16_t>(b.word[c % 16 / 4] >> (c % 4 * 16));
+            CHECK(y[static_cast<size_t>(j * k + c)] == static_cast<T>(ef::gaussian_entry(draw)));
+        }
+    const std::vector<T> z = numbers<T>(static_cast<size_t>(37 * d), 3);
+    job.x = {reinterpret_cast<const char*>(z.data()), 37, d, d * int64_t{sizeof(T)}, sizeof(T)};
+    job.scale = 0.057735026918962574;
+    CHECK(ef::gaussian_transform<T>(isa, job, 2));
+    return fnv(y.data(), 37 * k * sizeof(T), kStart);
+}
+
+template <class T>
+uint64_t states(ef::Isa isa, ef::RowSketchTypes rows, ef::CountTypes counts) {
+    uint64_t hash = kStart;
+    for (int64_t columns : {1, 7, 16, 33, 300}) {
+        const int64_t n = 150, k = 40;
+        const std::vector<T> x = numbers<T>(static_cast<size_t>(n * columns), static_cast<uint64_t>(columns));
+        const ef::StridedMatrix view = {reinterpret_cast<const char*>(x.data()), n, columns, columns * int64_t{sizeof(T)},
+                                        sizeof(T)};
+        for (int kind : {1, 2, 3}) {
+            std::vector<T> acc(static_cast<size_t>(k * columns));
+            const ef::RowSketchJob job = {view, kind, 7, kind == 1 ? 1 : kind == 2 ? 8 : 40, k, int64_t{3} << 40, acc.data()};
+            CHECK(ef::row_sketch_add(isa, job, rows, 2));
+            hash = fnv(acc.data(), acc.size() * sizeof(T), hash);
+        }
+        std::vector<T> table(5 * 37), estimates(static_cast<size_t>(n * columns));
+        const ef::CountTable counters = {table.data(), 7, 5, 37};
+        CHECK(ef::count_sketch_add(isa, counters, counts, x.data(), nullptr, int64_t{1} << 40, n * columns, 2));
+        CHECK(ef::count_sketch_estimate(isa, counters, counts, nullptr, int64_t{1} << 40, n * columns, estimates.data(), 2));
+        hash = fnv(table.data(), table.size() * sizeof(T), hash);
+        hash = fnv(estimates.data(), estimates.size() * sizeof(T), hash);
+        std::vector<T> y(static_cast<size_t>(128 * columns));
+        CHECK(ef::fwht_axis<T>(isa, x.data(), y.data(), 1, 128, columns, 0.5, 2));
+        hash = fnv(y.data(), y.size() * sizeof(T), hash);
+        const int64_t bytes = (columns + 7) / 8;
+        std::vector<uint8_t> codes(static_cast<size_t>(n * bytes)), keep(static_cast<size_t>(n));
+        ef::sign_bits(isa, x.data(), n, columns, codes.data(), bytes);
+        hash = fnv(codes.data(), codes.size(), hash);
+        const ef::Codes all = {codes.data(), n, bytes};
+        std::vector<uint16_t> pairs(static_cast<size_t>(n * n)), distance(static_cast<size_t>(n));
+        std::vector<int64_t> index(static_cast<size_t>(n));
+        ef::hamming_pairs(isa, all, all, bytes, pairs.data(), 2);
+        hash = fnv(pairs.data(), pairs.size() * sizeof(uint16_t), hash);
+        ef::hamming_nearest(isa, {codes.data() + bytes, n - 1, bytes}, {codes.data(), 100, bytes}, bytes, index.data(),
+                            distance.data(), 2);
+        hash = fnv(index.data(), static_cast<size_t>(n - 1) * sizeof(int64_t), hash);
+        std::vector<uint64_t> words(static_cast<size_t>((bytes + 7) / 8 * 24));
+        ef::Ring ring = {words.data(), (bytes + 7) / 8, 24, 19, 0, 0};
+        ef::hamming_filter(isa, all, bytes, static_cast<int>(columns / 3), &ring, keep.data());
+        hash = fnv(keep.data(), keep.size(), fnv(words.data(), words.size() * sizeof(uint64_t), hash));
     }
     return hash;
 }
@@ -126,6 +204,15 @@ int main() {
         const uint64_t f32 = sketches<float>(isa), f64 = sketches<double>(isa), mean = means(isa);
         std::printf("%-7s sketch f32 %016" PRIx64 "  f64 %016" PRIx64 "  mean %016" PRIx64 "\n", ef::isa_name(isa), f32,
                     f64, mean);
+        const uint64_t g32 = gaussians<float>(isa), g64 = gaussians<double>(isa);
+        std::printf("        gaussian f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", g32, g64);
+        const uint64_t s32 = states<float>(isa, ef::RowSketchTypes::f32, ef::CountTypes::f32);
+        const uint64_t s64 = states<double>(isa, ef::RowSketchTypes::f64, ef::CountTypes::f64);
+        std::printf("        states f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", s32, s64);
+        same = same && s32 == 0x1c78a4c18f00f2fbull && s64 == 0xa2dd401381f078b4ull;
+        // Two sets of bits: fused multiply-add, or a rounding for the product and one for the sum.
+        same = same && g32 == (isa == ef::Isa::scalar ? 0x69f81e420fdc9728ull : 0x51c249a5fc9e7019ull) &&
+               g64 == (isa == ef::Isa::scalar ? 0x366b85edc7beaee7ull : 0x4f97f54746048e5full);
         same = same && f32 == 0xcedbac627380ecddull && f64 == 0xbd33beb9bf10181bull && mean == 0xb415baebb9a42c75ull;
     }
     CHECK(same);

@@ -64,33 +64,34 @@ def fwht(
         raise ValueError(f"x: expected a power of two as the length of axis {axis}, got {length}")
     if out is not None:
         check_out(out, x.shape, x.dtype)
+    original, given = x, out
     threads = threads_for(x.size, 1 << 18, num_threads)
     scale = 1.0 / math.sqrt(length) if norm == "ortho" else 1.0
 
-    last = x if axis in (-1, x.ndim - 1) else np.moveaxis(x, axis, -1)
-    flags = last.flags
-    packed = last if flags.c_contiguous and flags.aligned else np.require(last, requirements=["C", "A"])
-    source = packed.reshape(-1, length)
-    if last is x and out is None:
-        result = np.empty(x.shape, x.dtype)
-        target = result.reshape(-1, length)
-    elif last is x and out is not None and out.flags.carray:
-        result = out
-        target = out.reshape(-1, length)
-        if out is not x and np.may_share_memory(source, target):
-            source = source.copy()
+    # A contiguous array, C or Fortran, is (outer, length, inner) as it stands; anything else is copied first, into
+    # memory that then takes the result.
+    if x.ndim > 1 and x.flags.f_contiguous and not x.flags.c_contiguous:
+        x, axis = x.T, -1 - axis % x.ndim
+        out = None if out is None else out.T
+    source = x if x.flags.c_contiguous and x.flags.aligned else np.array(x, order="C")
+    if out is None or not out.flags.carray:
+        target = np.empty(x.shape, x.dtype) if source is x else source
+    elif out.ctypes.data == source.ctypes.data:  # both contiguous and of one shape: the same memory
+        target = source
     else:
-        target = source.copy() if np.may_share_memory(source, x) else source
-        source = target
-        result = None
+        target = out
+        if np.may_share_memory(source, out):
+            source = source.copy()
     if source.size:
-        backends.kernels().fwht(source, scale, target, threads)
-    if result is not None:
-        return result
-    moved = target.reshape(last.shape)
-    if last is not x:
-        moved = np.moveaxis(moved, -1, axis)
-    if out is None:
-        return moved
-    out[...] = moved
-    return out
+        inner = math.prod(x.shape[axis % x.ndim + 1 :])
+        shape = (-1, length) if inner == 1 else (-1, length, inner)
+        table = backends.kernels()
+        kernel = table.fwht if inner == 1 else table.fwht_axis
+        rows = source.reshape(shape)
+        kernel(rows, scale, rows if target is source else target.reshape(shape), threads)
+    if given is None:
+        return target if x is original else target.T
+    assert out is not None
+    if target.ctypes.data != out.ctypes.data or not out.flags.carray:
+        out[...] = target
+    return given

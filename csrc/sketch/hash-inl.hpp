@@ -4,7 +4,7 @@ namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
 
-constexpr int kTile = 64;  // features transposed at a time: 4 KiB of 64-byte vectors
+constexpr int kTile = kPlanBytes / EF_VECTOR_BYTES;  // features transposed at a time
 
 // Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one. With
 // kNegate their negatives follow, then a zero vector.
@@ -23,8 +23,7 @@ EF_INLINE void load_tile(const StridedMatrix& x, int64_t row, int rows, int64_t 
             V v[L];
             // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
 #pragma GCC unroll 16
-            for (int r = 0; r < L; ++r)
-                __builtin_prefetch(source[r] + j * sizeof(T) + kPlanBytes / EF_VECTOR_BYTES * sizeof(T), 0, 2);
+            for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + (j + kTile) * sizeof(T), 0, 2);
             load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
 #pragma GCC unroll 16
             for (int r = 0; r < L; ++r) {
@@ -70,6 +69,33 @@ EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count
                 T* a = acc + static_cast<size_t>(*entry & 0x7fffffffu) * L;
                 store_as(a, load_as<V>(a) + flip(v, *entry));
             }
+        }
+    }
+}
+
+// A whole tile of contiguous features, from the transposed registers: few entries a feature are not worth the detour
+// through memory.
+template <class T, int kNnz>
+EF_INLINE void add_directly(const HashJob& job, int64_t row, int rows, int64_t first, T* acc) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const char* source[L];
+    for (int r = 0; r < L; ++r)
+        source[r] = job.x.data + (row + (r < rows ? r : rows - 1)) * job.x.row_stride + first * job.x.column_stride;
+    for (int j = 0; j < kTile; j += L) {
+        V v[L];
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + j * sizeof(T) + kAheadBytes);
+        load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
+        const uint32_t* entry = job.entries + (first + j) * kNnz;
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i, entry += kNnz) {
+            V sum[kNnz];
+#pragma GCC unroll 4
+            for (int e = 0; e < kNnz; ++e)
+                sum[e] = load_as<V>(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L) + flip(v[i], entry[e]);
+#pragma GCC unroll 4
+            for (int e = 0; e < kNnz; ++e) store_as(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L, sum[e]);
         }
     }
 }
@@ -126,37 +152,51 @@ EF_INLINE void add_planned(const T* tile, const uint16_t* plan, T* acc) {
     }
 }
 
+// Rows [row, row + rows), side by side in vectors.
 template <class T>
-void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* entries) {
+void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t row, int rows, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
-    const int64_t k = job.components;
-    __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
-    alignas(64) T tile[(2 * kPlanBytes / EF_VECTOR_BYTES + 1) * L];
-    if (job.plan) {
-        constexpr int kFeatures = kPlanBytes / EF_VECTOR_BYTES;
-        for (int64_t j = 0; j < job.x.columns; j += kFeatures) {
-            const int count = job.x.columns - j < kFeatures ? static_cast<int>(job.x.columns - j) : kFeatures;
-            load_tile<T, true>(job.x, row, rows, j, count, tile);
-            add_planned<T>(tile, job.plan + job.plan_start[j / kFeatures], acc);
-        }
+    const int64_t k = job.components, d = job.x.columns;
+    const T scale = static_cast<T>(job.scale);
+    T* out = reinterpret_cast<T*>(job.out) + row * k;
+    if (job.more) {
+        for (int64_t c = 0; c < k; ++c)
+            for (int r = 0; r < L; ++r) acc[c * L + r] = r < rows ? out[r * k + c] : static_cast<T>(0);
+    } else {
+        __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
     }
-    for (int64_t j = 0; j < job.x.columns && !job.plan; j += kTile) {
-        const int count = job.x.columns - j < kTile ? static_cast<int>(job.x.columns - j) : kTile;
-        const uint32_t* entry = job.table + j * job.nnz;
-        if (!job.table) {
-            stack_table(job.seed, k, job.nnz, j, count, entries);
-            entry = entries;
+    alignas(64) T tile[(2 * kTile + 1) * L];
+    for (int64_t j = 0; j < d; j += kTile) {
+        const int count = d - j < kTile ? static_cast<int>(d - j) : kTile;
+        if (plan) {
+            load_tile<T, true>(job.x, row, rows, j, count, tile);
+            add_planned<T>(tile, plan + plan_start[j / kTile], acc);
+            continue;
+        }
+        const bool whole = count == kTile && job.x.column_stride == static_cast<int64_t>(sizeof(T));
+        if (whole && job.nnz == 1) {
+            add_directly<T, 1>(job, row, rows, j, acc);
+            continue;
+        }
+        if (whole && job.nnz == 4) {
+            add_directly<T, 4>(job, row, rows, j, acc);
+            continue;
         }
         load_tile<T, false>(job.x, row, rows, j, count, tile);
+        if (job.starts) {
+            for (int i = 0; i < count; ++i) {
+                const int64_t at = job.starts[j + i];
+                add_tile<T, 0>(tile + i * L, job.entries + at, static_cast<int>(job.starts[j + i + 1] - at), 1, acc);
+            }
+            continue;
+        }
+        const uint32_t* entry = job.entries + j * job.nnz;
         switch (job.nnz) {
             case 8: add_tile<T, 8>(tile, entry, 8, count, acc); break;
-            case 4: add_tile<T, 4>(tile, entry, 4, count, acc); break;
             default: add_tile<T, 0>(tile, entry, job.nnz, count, acc);
         }
     }
-    const T scale = static_cast<T>(job.scale);
-    T* out = reinterpret_cast<T*>(job.out) + row * k;
     int64_t c = 0;
     for (; c + L <= k; c += L) {
         V v[L];
@@ -165,46 +205,42 @@ void stack_lanes(const StackJob& job, int64_t row, int rows, T* acc, uint32_t* e
         load_transposed(source, 0, v);
 #pragma GCC unroll 16
         for (int r = 0; r < L; ++r)
-            if (r < rows) store_as(out + r * k + c, canonical_lanes<T>(v[r] * scale));
+            if (r < rows) store_as(out + r * k + c, job.last ? canonical_lanes<T>(v[r] * scale) : v[r]);
     }
     for (; c < k; ++c)
-        for (int r = 0; r < rows; ++r) out[r * k + c] = canonical(acc[c * L + r] * scale);
+        for (int r = 0; r < rows; ++r) out[r * k + c] = job.last ? canonical(acc[c * L + r] * scale) : acc[c * L + r];
 }
 
 // One row, accumulated in place: for batches too small, or outputs too many, for the lanes.
 template <class T>
-void stack_row(const StackJob& job, int64_t row, uint32_t* entries) {
+void hash_row(const HashJob& job, int64_t row) {
     const int64_t k = job.components;
     const int nnz = job.nnz;
     T* __restrict out = reinterpret_cast<T*>(job.out) + row * k;
-    __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
+    if (!job.more) __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
     const char* source = job.x.data + row * job.x.row_stride;
-    for (int64_t j = 0; j < job.x.columns; j += kTile) {
-        const int count = job.x.columns - j < kTile ? static_cast<int>(job.x.columns - j) : kTile;
-        const uint32_t* entry = job.table + j * nnz;
-        if (!job.table) {
-            stack_table(job.seed, k, nnz, j, count, entries);
-            entry = entries;
-        }
-        for (int i = 0; i < count; ++i) {
-            const T x = element<T>(source + (j + i) * job.x.column_stride);
-            for (int e = 0; e < nnz; ++e, ++entry) out[*entry & 0x7fffffffu] += flip(x, *entry);
-        }
+    const uint32_t* entry = job.entries;
+    for (int64_t j = 0; j < job.x.columns; ++j) {
+        const T x = element<T>(source + j * job.x.column_stride);
+        const uint32_t* end = job.starts ? job.entries + job.starts[j + 1] : entry + nnz;
+        for (; entry != end; ++entry) out[*entry & 0x7fffffffu] += flip(x, *entry);
     }
+    if (!job.last) return;
     const T scale = static_cast<T>(job.scale);
     for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
 }
 
 template <class T>
-void stack_rows_of(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) {
+void hash_rows_of(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t begin, int64_t end,
+                  void* acc) {
     constexpr int L = Lanes<T>::count;
     while (begin < end) {
         const int rows = end - begin < L ? static_cast<int>(end - begin) : L;
         if (acc && rows > 2) {
-            stack_lanes<T>(job, begin, rows, static_cast<T*>(acc), entries);
+            hash_lanes<T>(job, plan, plan_start, begin, rows, static_cast<T*>(acc));
             begin += rows;
         } else {
-            stack_row<T>(job, begin++, entries);
+            hash_row<T>(job, begin++);
         }
     }
 }
@@ -212,11 +248,13 @@ void stack_rows_of(const StackJob& job, int64_t begin, int64_t end, void* acc, u
 }  // namespace
 
 // Rows [begin, end). acc: components * EF_VECTOR_BYTES, or null for the row-at-a-time path.
-static void stack_rows_f32(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) noexcept {
-    stack_rows_of<float>(job, begin, end, acc, entries);
+static void hash_rows_f32(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t begin, int64_t end,
+                          void* acc) noexcept {
+    hash_rows_of<float>(job, plan, plan_start, begin, end, acc);
 }
-static void stack_rows_f64(const StackJob& job, int64_t begin, int64_t end, void* acc, uint32_t* entries) noexcept {
-    stack_rows_of<double>(job, begin, end, acc, entries);
+static void hash_rows_f64(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t begin, int64_t end,
+                          void* acc) noexcept {
+    hash_rows_of<double>(job, plan, plan_start, begin, end, acc);
 }
 
 }  // namespace EF_ISA
