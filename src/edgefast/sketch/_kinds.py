@@ -308,7 +308,7 @@ class _Gaussian(Kind):
 
     def matrix(self, op: SketchOperator) -> NDArray[np.float64]:
         entries = streams.gaussian_entries(op.seed, op.n_components, 0, op.n_features)
-        return np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT
+        return np.asarray(np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT, np.float64)
 
     def transform(
         self, op: SketchOperator, table: Kernels, x: NDArray[Any], out: NDArray[Any], num_threads: int
