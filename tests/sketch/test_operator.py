@@ -275,6 +275,7 @@ def test_features_in_chunks_give_the_same_bytes(backend: str, monkeypatch: pytes
             expected = op.transform(X)
             for limit in (entries, 2 * entries):
                 monkeypatch.setattr(_kinds, "_CHUNK_ENTRIES", limit)
+                monkeypatch.setattr(_kinds.cache, "_newest", (None, ()))
                 np.testing.assert_array_equal(op.transform(X), expected)
                 monkeypatch.undo()
 
