@@ -66,9 +66,9 @@ void sparse_table_array(const Kernels&, uint64_t seed, int64_t components, const
     sparse_table(seed, components, limits, limit_count, first, count, begins, entries);
 }
 
-void hash_array(const Kernels& self, const py::array& x, const py::array_t<uint32_t>& entries, const py::object& starts,
+void hash_array(const Kernels& self, const py::array& x, const py::array& entries, const py::object& starts,
                 double scale, bool more, bool last, py::array out, int num_threads) {
-    HashJob job{matrix_of(x), entries.data(), nullptr, 0, out.shape(1), scale, more, last,
+    HashJob job{matrix_of(x), static_cast<const uint32_t*>(entries.data()), nullptr, 0, out.shape(1), scale, more, last,
                 static_cast<char*>(out.mutable_data())};
     if (starts.is_none()) job.nnz = static_cast<int>(entries.shape(1));
     else job.starts = static_cast<const int64_t*>(py::reinterpret_borrow<py::array>(starts).data());

@@ -36,13 +36,20 @@ class _Cache:
         self._limit = limit
         self._bytes = 0
         self._entries: OrderedDict[Any, tuple[NDArray[Any], ...]] = OrderedDict()
+        self._newest: tuple[Any, tuple[NDArray[Any], ...]] = (None, ())  # used last, if it is an entry at all
         self._lock = threading.Lock()
+
+    def newest(self, key: Any) -> tuple[NDArray[Any], ...] | None:
+        """The entry used last, when it is this one."""
+        newest = self._newest  # one read: key and value belong together
+        return newest[1] if newest[0] == key else None
 
     def get(self, key: Any, make: Callable[[], tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
                 self._entries.move_to_end(key)
+                self._newest = (key, found)
                 return found
         made = make()
         for array in made:
@@ -51,6 +58,7 @@ class _Cache:
         with self._lock:
             if key not in self._entries and size <= self._limit:
                 self._entries[key] = made
+                self._newest = (key, made)
                 self._bytes += size
                 while self._bytes > self._limit:
                     _, old = self._entries.popitem(last=False)
@@ -113,6 +121,9 @@ class Kind:
 class _Hash(Kind):
     """Few +-1 entries per feature, each in a row of its own."""
 
+    #: Memory a feature takes beside its entries, in entries.
+    overhead = 0
+
     def entries(
         self, op: SketchOperator, table: Kernels, first: int, count: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64] | None]:
@@ -126,19 +137,26 @@ class _Hash(Kind):
         """Expected entries of a feature."""
         return self.nnz(op)
 
+    def chunk(self, op: SketchOperator) -> int:
+        """Features whose entries fit the budget."""
+        return max(1, min(op.n_features, int(_CHUNK_ENTRIES / (self.expected_entries(op) + self.overhead))))
+
+    def kept(self, op: SketchOperator, table: Kernels) -> tuple[NDArray[Any], ...]:
+        """All entries, and their starts if they have any; kept for the next call."""
+
+        def make() -> tuple[NDArray[Any], ...]:
+            entries, starts = self.entries(op, table, 0, op.n_features)
+            return (entries,) if starts is None else (entries, starts)
+
+        return cache.get(op.to_bytes(), make)
+
     def chunks(
         self, op: SketchOperator, table: Kernels
     ) -> Iterator[tuple[int, NDArray[np.uint32], NDArray[np.int64] | None]]:
         """All entries, so many features at a time that they fit the budget: (first, entries, starts)."""
-        d = op.n_features
-        step = max(1, min(d, int(_CHUNK_ENTRIES / (self.expected_entries(op) + 1 / 64))))
+        d, step = op.n_features, self.chunk(op)
         if step == d:
-            # One chunk is small enough to keep.
-            def make() -> tuple[NDArray[Any], ...]:
-                entries, starts = self.entries(op, table, 0, d)
-                return (entries,) if starts is None else (entries, starts)
-
-            entries, *starts = cache.get(op.to_bytes(), make)
+            entries, *starts = self.kept(op, table)
             yield 0, entries, starts[0] if starts else None
             return
         for first in range(0, d, step):
@@ -165,6 +183,11 @@ class _Hash(Kind):
         self, op: SketchOperator, table: Kernels, x: NDArray[Any], out: NDArray[Any], num_threads: int
     ) -> None:
         d = op.n_features
+        kept = cache.newest(op.to_bytes())
+        if kept is not None:  # short, for the sake of single rows
+            starts = kept[1] if len(kept) == 2 else None
+            table.hash_transform(x, kept[0], starts, op.scale, False, True, out, num_threads)
+            return
         for first, entries, starts in self.chunks(op, table):
             count = entries.shape[0] if starts is None else starts.shape[0] - 1
             last = first + count == d
@@ -215,6 +238,7 @@ def _thresholds(probability: int, k: int) -> NDArray[np.uint64]:
 
 class _Sparse(_Hash):
     name = "sparse"
+    overhead = 2  # where its entries start
 
     def code(self, d: int, k: int, nnz: int, density: float | Literal["auto"]) -> int:
         return 0 if density == "auto" else round(1 / density)
@@ -304,7 +328,7 @@ class _Gaussian(Kind):
 
     def matrix(self, op: SketchOperator) -> NDArray[np.float64]:
         entries = streams.gaussian_entries(op.seed, op.n_components, 0, op.n_features)
-        return np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT
+        return np.asarray(np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT, np.float64)
 
     def transform(
         self, op: SketchOperator, table: Kernels, x: NDArray[Any], out: NDArray[Any], num_threads: int

@@ -103,7 +103,7 @@ class SketchOperator:
         True
     """
 
-    __slots__ = ("_code", "_descriptor", "_kind", "_n_components", "_n_features", "_scale", "_seed")
+    __slots__ = ("_code", "_descriptor", "_kind", "_n_components", "_n_features", "_scale", "_seed", "_work")
 
     _code: int
     _descriptor: bytes
@@ -112,6 +112,7 @@ class SketchOperator:
     _n_features: int
     _scale: float
     _seed: int
+    _work: int
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class SketchOperator:
         set_(self, "_code", code)
         set_(self, "_descriptor", _LAYOUT.pack(_VERSION, KIND_NUMBERS[kind], code, 0, k, d, word))
         set_(self, "_scale", family.scale(self))
+        set_(self, "_work", family.work(self))
 
     @property
     def kind(self) -> str:
@@ -268,7 +270,7 @@ class SketchOperator:
             target = out if out.flags.carray else np.empty(shape, X.dtype)
         if n:
             view = target if X.ndim == 2 else target[None, :]
-            threads = threads_for(n * self._kind.work(self), 1 << 20, num_threads)
+            threads = threads_for(n * self._work, 1 << 20, num_threads)
             self._kind.transform(self, backends.kernels(), rows, view, threads)
         elif num_threads is not None:
             threads_for(0, 0, num_threads)
