@@ -180,29 +180,41 @@ EF_INLINE vi32 gaussian_entries(vi32 draw) {
     return (y ^ negative) - negative;
 }
 
+EF_INLINE void store_entries(vi32 entries, float* to) {
+    store_as(to, __builtin_convertvector(entries, vf32) * kGaussianUnit);
+}
+EF_INLINE void store_entries(vi32 entries, double* to) {
+    typedef int32_t vi32_half __attribute__((vector_size(EF_VECTOR_BYTES / 2)));
+    int32_t halves[kLanesF32];
+    store_as(halves, entries);
+    for (int i = 0; i < kLanesF32; i += kLanesF64)
+        store_as(to + i, __builtin_convertvector(load_as<vi32_half>(halves + i), vf64) * double{kGaussianUnit});
+}
+
 // Numbers for the first `width` outputs of a block of 256 (rounded up to 16, the draws of a Philox block), `count`
 // features.
 template <class T>
 void fill_gaussian(const DenseJob& job, int64_t first, int count, int64_t block, int width, T* panel) {
     typedef uint16_t vu16_half __attribute__((vector_size(EF_VECTOR_BYTES / 2)));
-    constexpr int kRun = kWidth<T> < 16 ? kWidth<T> : 16;  // outputs side by side
-    constexpr T kUnit = static_cast<T>(kGaussianUnit);
-    const int draws = (width + 15) / 16;
+    static_assert(kWidth<T> % kLanesF32 == 0 && 16 % kLanesF32 == 0);
     uint64_t words[kBlocks][4];
-    for (int j = 0; j < count; ++j) {
-        for (int b = 0; b < draws; ++b) {
-            if (b % kBlocks == 0)
-                philox_blocks(static_cast<uint64_t>(first + j) + 1, 0,
-                              static_cast<uint64_t>(block * (kDenseOutputs / 16) + b), 1, job.seed, 4, words);
-            uint16_t lanes[16];
-            for (int i = 0; i < 16; ++i) lanes[i] = static_cast<uint16_t>(words[b % kBlocks][i / 4] >> (16 * (i % 4)));
-            int32_t entries[16];
-            for (int i = 0; i < 16; i += kLanesF32)
-                store_as(entries + i, gaussian_entries(__builtin_convertvector(load_as<vu16_half>(lanes + i), vi32)));
-            for (int i = 0; i < 16; i += kRun) {
-                const int output = b * 16 + i;
-                T* to = panel + output / kWidth<T> * (kDenseFeatures<T> * kWidth<T>) + j * kWidth<T> + output % kWidth<T>;
-                for (int e = 0; e < kRun; ++e) to[e] = static_cast<T>(entries[i + e]) * kUnit;
+    for (int j0 = 0; j0 < count; j0 += kBlocks) {
+        const int features = count - j0 < kBlocks ? count - j0 : kBlocks;
+        for (int output = 0; output < width; output += 16) {
+            philox_blocks(static_cast<uint64_t>(first + j0) + 1, 1, static_cast<uint64_t>((block * kDenseOutputs + output) / 16),
+                          0, job.seed, 4, words);
+            for (int j = 0; j < features; ++j) {
+                uint16_t draws[16];
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+                __builtin_memcpy(draws, words[j], sizeof draws);
+#else
+                for (int i = 0; i < 16; ++i) draws[i] = static_cast<uint16_t>(words[j][i / 4] >> (16 * (i % 4)));
+#endif
+                for (int i = 0; i < 16; i += kLanesF32) {
+                    const int p = (output + i) / kWidth<T>, c = (output + i) % kWidth<T>;
+                    T* to = panel + p * (kDenseFeatures<T> * kWidth<T>) + (j0 + j) * kWidth<T> + c;
+                    store_entries(gaussian_entries(__builtin_convertvector(load_as<vu16_half>(draws + i), vi32)), to);
+                }
             }
         }
     }
