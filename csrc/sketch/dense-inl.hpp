@@ -3,6 +3,7 @@ namespace EF_ISA {
 namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
+#include "sketch/blocks-inl.hpp"
 
 // Register block: kRows rows times kVectors vectors of outputs, all sums of a block in registers.
 #if defined(EF_TARGET_AVX512)
@@ -104,30 +105,42 @@ EF_INLINE void multiply_edge(const char* x, int64_t row_stride, int rows, int wi
         for (int r = 0; r < rows; ++r) __builtin_memcpy(out + r * out_stride, tile + r * stride, bytes);
 }
 
-// The first `panels` panels of a block of 256 outputs: +-1 for `count` features, or the sign bit alone.
-template <class T, bool kBeside>
-void fill_signs(const DenseJob& job, int64_t first, int count, int64_t block, int panels, T* panel) {
+// +-1, or the sign bit alone, for outputs [i, i + L) of a block of 256.
+template <class T>
+EF_INLINE typename Lanes<T>::V signs_of(const uint64_t* words, int i, bool bit_alone) {
     typedef typename Lanes<T>::V V;
     typedef typename Lanes<T>::U U;
     typedef typename Lanes<T>::Bits Bits;
     constexpr int L = Lanes<T>::count, kTop = 8 * sizeof(T) - 1;
-    U shift;
-    for (int i = 0; i < L; ++i) shift[i] = static_cast<Bits>(kTop - i);
+    const uint64_t bits = words[i / 64] >> (i % 64);
     const U top = U{} + (static_cast<Bits>(1) << kTop);
-    const U one = (U)broadcast<V>(static_cast<T>(1));
+    const U base = bit_alone ? U{} : (U)broadcast<V>(static_cast<T>(1));
+#if defined(EF_TARGET_AVX512)
+    if constexpr (L == 16)
+        return (V)_mm512_mask_blend_epi32(static_cast<__mmask16>(bits), (__m512i)base, (__m512i)(base | top));
+    else
+        return (V)_mm512_mask_blend_epi64(static_cast<__mmask8>(bits), (__m512i)base, (__m512i)(base | top));
+#else
+    U shift;
+    for (int e = 0; e < L; ++e) shift[e] = static_cast<Bits>(kTop - e);
+    return (V)((((U{} + static_cast<Bits>(bits)) << shift) & top) | base);
+#endif
+}
+
+// The first `panels` panels of a block of 256 outputs: +-1 for `count` features, or the sign bit alone.
+template <class T, bool kBeside>
+void fill_signs(const DenseJob& job, int64_t first, int count, int64_t block, int panels, T* panel) {
+    constexpr int L = Lanes<T>::count;
+    uint64_t words[kBlocks][4];
     for (int j = 0; j < count; ++j) {
-        const PhiloxBlock words =
-            philox4x64(static_cast<uint64_t>(first + j) + 1, static_cast<uint64_t>(block), 0, 0, job.seed, 3);
+        if (j % kBlocks == 0)
+            philox_blocks(static_cast<uint64_t>(first + j) + 1, 1, static_cast<uint64_t>(block), 0, job.seed, 3, words);
         T* to = panel + j * kWidth<T>;
         int i = 0;
-        for (int p = 0; p < panels; ++p, to += kDenseFeatures<T> * kWidth<T>) {
+        for (int p = 0; p < panels; ++p, to += kDenseFeatures<T> * kWidth<T>)
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v, i += L) {
-                const Bits bits = static_cast<Bits>(words.word[i / 64] >> (i % 64));
-                const U sign = ((U{} + bits) << shift) & top;
-                store_as(to + v * L, (V)(kBeside && v >= kVectors / 2 ? sign : sign ^ one));
-            }
-        }
+            for (int v = 0; v < kVectors; ++v, i += L)
+                store_as(to + v * L, signs_of<T>(words[j % kBlocks], i, kBeside && v >= kVectors / 2));
     }
 }
 
@@ -167,29 +180,41 @@ EF_INLINE vi32 gaussian_entries(vi32 draw) {
     return (y ^ negative) - negative;
 }
 
+EF_INLINE void store_entries(vi32 entries, float* to) {
+    store_as(to, __builtin_convertvector(entries, vf32) * kGaussianUnit);
+}
+EF_INLINE void store_entries(vi32 entries, double* to) {
+    typedef int32_t vi32_half __attribute__((vector_size(EF_VECTOR_BYTES / 2)));
+    int32_t halves[kLanesF32];
+    store_as(halves, entries);
+    for (int i = 0; i < kLanesF32; i += kLanesF64)
+        store_as(to + i, __builtin_convertvector(load_as<vi32_half>(halves + i), vf64) * double{kGaussianUnit});
+}
+
 // Numbers for the first `width` outputs of a block of 256 (rounded up to 16, the draws of a Philox block), `count`
 // features.
 template <class T>
 void fill_gaussian(const DenseJob& job, int64_t first, int count, int64_t block, int width, T* panel) {
     typedef uint16_t vu16_half __attribute__((vector_size(EF_VECTOR_BYTES / 2)));
-    static_assert(kWidth<T> % 16 == 0 || 16 % kWidth<T> == 0);
-    constexpr T kUnit = static_cast<T>(kGaussianUnit);
-    const int draws = (width + 15) / 16;
-    for (int j = 0; j < count; ++j) {
-        for (int b = 0; b < draws; ++b) {
-            const PhiloxBlock words =
-                philox4x64(static_cast<uint64_t>(first + j) + 1, static_cast<uint64_t>(block * (kDenseOutputs / 16) + b), 0,
-                           0, job.seed, 4);
-            uint16_t lanes[16];
-            for (int i = 0; i < 16; ++i) lanes[i] = static_cast<uint16_t>(words.word[i / 4] >> (16 * (i % 4)));
-            int32_t entries[16];
-            for (int i = 0; i < 16; i += kLanesF32)
-                store_as(entries + i, gaussian_entries(__builtin_convertvector(load_as<vu16_half>(lanes + i), vi32)));
-            for (int i = 0; i < 16;) {
-                const int output = b * 16 + i;
-                T* to = panel + output / kWidth<T> * (kDenseFeatures<T> * kWidth<T>) + j * kWidth<T> + output % kWidth<T>;
-                const int run = kWidth<T> < 16 ? kWidth<T> : 16;
-                for (int e = 0; e < run; ++e, ++i) to[e] = static_cast<T>(entries[i]) * kUnit;
+    static_assert(kWidth<T> % kLanesF32 == 0 && 16 % kLanesF32 == 0);
+    uint64_t words[kBlocks][4];
+    for (int j0 = 0; j0 < count; j0 += kBlocks) {
+        const int features = count - j0 < kBlocks ? count - j0 : kBlocks;
+        for (int output = 0; output < width; output += 16) {
+            philox_blocks(static_cast<uint64_t>(first + j0) + 1, 1, static_cast<uint64_t>((block * kDenseOutputs + output) / 16),
+                          0, job.seed, 4, words);
+            for (int j = 0; j < features; ++j) {
+                uint16_t draws[16];
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+                __builtin_memcpy(draws, words[j], sizeof draws);
+#else
+                for (int i = 0; i < 16; ++i) draws[i] = static_cast<uint16_t>(words[j][i / 4] >> (16 * (i % 4)));
+#endif
+                for (int i = 0; i < 16; i += kLanesF32) {
+                    const int p = (output + i) / kWidth<T>, c = (output + i) % kWidth<T>;
+                    T* to = panel + p * (kDenseFeatures<T> * kWidth<T>) + (j0 + j) * kWidth<T> + c;
+                    store_entries(gaussian_entries(__builtin_convertvector(load_as<vu16_half>(draws + i), vi32)), to);
+                }
             }
         }
     }
