@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AggregateKernels", "Array", "Kernels", "SketchInputKernels", "SketchKernels"]
+__all__ = ["AggregateKernels", "Array", "Kernels", "SketchInputKernels", "SketchKernels", "SketchStateKernels"]
 
 Array = NDArray[Any]
 
@@ -161,6 +161,15 @@ class SketchInputKernels(Protocol):
     ) -> None: ...
 
     def rademacher_adjoint(self, y: Array, seed: int, scale: float, out: Array, num_threads: int, /) -> None: ...
+class SketchStateKernels(Protocol):
+    def row_sketch_add(
+        self, x: NDArray[Any], kind: int, seed: int, nnz: int, first_row: int, acc: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """acc (k, columns) += S x, unscaled; row i of x (any strides) is column first_row + i of S.
+
+        x and acc: float32 and float32, float32 or float64 and float64, int64 and int64. `kind` is the operator's kind
+        number, `nnz` the entries of a column of S.
+        """
 
 
 class AggregateKernels(Protocol):
@@ -188,5 +197,5 @@ class AggregateKernels(Protocol):
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
 
-class Kernels(SketchKernels, SketchInputKernels, AggregateKernels, Protocol):
+class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, Protocol):
     """The whole table."""
