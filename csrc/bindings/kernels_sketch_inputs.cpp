@@ -71,18 +71,26 @@ void take_columns_array(const Kernels&, const py::array& data, const py::array& 
         take_columns(x, begin, end, size, cursor, place, static_cast<int32_t*>(rows), values);
 }
 
-void csr_stack_array(const Kernels& self, const py::array& data, const py::array& indices,
-                     const py::array_t<int64_t>& indptr, int64_t columns, int64_t first, const py::object& table,
-                     uint64_t seed, int nnz, double scale, py::array out, int num_threads) {
-    CsrStackJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), nullptr, seed, first, out.shape(1), nnz,
-                    scale, static_cast<char*>(out.mutable_data())};
-    if (!table.is_none()) job.table = static_cast<const uint32_t*>(py::reinterpret_borrow<py::array>(table).data());
+HashEntries entries_of(const py::object& entries, const py::object& starts, int nnz) {
+    HashEntries result{nullptr, nullptr, nnz};
+    if (!entries.is_none()) result.packed = static_cast<const uint32_t*>(py::reinterpret_borrow<py::array>(entries).data());
+    if (!starts.is_none()) result.starts = static_cast<const int64_t*>(py::reinterpret_borrow<py::array>(starts).data());
+    return result;
+}
+
+void csr_hash_array(const Kernels& self, const py::array& data, const py::array& indices,
+                    const py::array_t<int64_t>& indptr, int64_t columns, int64_t begin, int64_t end,
+                    const py::object& entries, const py::object& starts, int kind, uint64_t seed, int nnz, int64_t first,
+                    double scale, bool accumulate, bool finish, py::array out, int num_threads) {
+    const CsrHashJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), begin, end,
+                         entries_of(entries, starts, nnz), kind, seed, first, out.shape(1), scale,
+                         static_cast<char*>(out.mutable_data()), accumulate, finish};
     const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? csr_stack_transform<float>(self.isa, job, num_threads)
-                      : csr_stack_transform<double>(self.isa, job, num_threads);
+        done = single ? csr_hash_transform<float>(self.isa, job, num_threads)
+                      : csr_hash_transform<double>(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -105,9 +113,9 @@ void csr_srht_array(const Kernels& self, const py::array& data, const py::array&
 
 void csr_rademacher_array(const Kernels& self, const py::array& data, const py::array& indices,
                           const py::array_t<int64_t>& indptr, int64_t columns, int64_t first, uint64_t seed, double scale,
-                          py::array out, int num_threads) {
+                          py::array out, bool accumulate, int num_threads) {
     const CsrRademacherJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), seed, first, out.shape(1), scale,
-                               static_cast<char*>(out.mutable_data())};
+                               static_cast<char*>(out.mutable_data()), accumulate};
     const bool single = out.itemsize() == 4;
     bool done;
     {
@@ -123,16 +131,14 @@ AdjointJob adjoint_of(const py::array& y, double scale, py::array& out) {
             element_type(y, out.itemsize()), out.shape(1), scale, static_cast<char*>(out.mutable_data())};
 }
 
-void stack_adjoint_array(const Kernels& self, const py::array& y, const py::object& table, uint64_t seed, int nnz,
-                         double scale, py::array out, int num_threads) {
-    StackAdjointJob job{adjoint_of(y, scale, out), nullptr, seed, nnz};
-    if (!table.is_none()) job.table = static_cast<const uint32_t*>(py::reinterpret_borrow<py::array>(table).data());
+void hash_adjoint_array(const Kernels& self, const py::array& y, int64_t begin, int64_t end, const py::object& entries,
+                        const py::object& starts, int nnz, double scale, py::array out, int num_threads) {
+    const HashAdjointJob job{adjoint_of(y, scale, out), entries_of(entries, starts, nnz), begin, end};
     const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? stack_adjoint<float>(self.isa, job, num_threads)
-                      : stack_adjoint<double>(self.isa, job, num_threads);
+        done = single ? hash_adjoint<float>(self.isa, job, num_threads) : hash_adjoint<double>(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -169,10 +175,10 @@ void register_sketch_inputs(KernelsClass& kernels) {
     kernels.def("check_compressed", &check_compressed_array);
     kernels.def("count_columns", &count_columns_array);
     kernels.def("take_columns", &take_columns_array);
-    kernels.def("csr_stack_transform", &csr_stack_array);
+    kernels.def("csr_hash_transform", &csr_hash_array);
     kernels.def("csr_srht_transform", &csr_srht_array);
     kernels.def("csr_rademacher_transform", &csr_rademacher_array);
-    kernels.def("stack_adjoint", &stack_adjoint_array);
+    kernels.def("hash_adjoint", &hash_adjoint_array);
     kernels.def("srht_adjoint", &srht_adjoint_array);
     kernels.def("rademacher_adjoint", &rademacher_adjoint_array);
 }

@@ -22,28 +22,36 @@ EF_INLINE void gather_tile(const T* y, const uint32_t* entry, int nnz, int count
     if constexpr (kNnz > 0) nnz = kNnz;
     for (int j = 0; j < count; ++j, entry += nnz) {
         V sum = V{};
-        if constexpr (kNnz > 0) {
 #pragma GCC unroll 8
-            for (int e = 0; e < kNnz; ++e)
-                sum += flip(load_as<V>(y + static_cast<size_t>(entry[e] & 0x7fffffffu) * L), entry[e]);
-        } else {
-            for (int e = 0; e < nnz; ++e)
-                sum += flip(load_as<V>(y + static_cast<size_t>(entry[e] & 0x7fffffffu) * L), entry[e]);
-        }
+        for (int e = 0; e < nnz; ++e)
+            sum += flip(load_as<V>(y + static_cast<size_t>(entry[e] & 0x7fffffffu) * L), entry[e]);
         store_as(tile + j * L, sum);
     }
 }
 
 template <class T>
-EF_INLINE const uint32_t* entries_of(const StackAdjointJob& job, int64_t first, int count, uint32_t* room) {
-    if (job.table) return job.table + first * job.nnz;
-    stack_table(job.seed, job.y.columns, job.nnz, first, count, room);
-    return room;
+EF_INLINE void gather_features(const HashEntries& entries, int64_t first, int count, const T* y, T* tile) {
+    constexpr int L = Lanes<T>::count;
+    if (entries.starts) {
+        for (int j = 0; j < count; ++j) {
+            const int64_t begin = entries.starts[first + j];
+            gather_tile<T, 0>(y, entries.packed + begin, static_cast<int>(entries.starts[first + j + 1] - begin), 1,
+                              tile + j * L);
+        }
+        return;
+    }
+    const uint32_t* entry = entries.packed + first * entries.nnz;
+    switch (entries.nnz) {
+        case 1: return gather_tile<T, 1>(y, entry, 1, count, tile);
+        case 4: return gather_tile<T, 4>(y, entry, 4, count, tile);
+        case 8: return gather_tile<T, 8>(y, entry, 8, count, tile);
+        default: return gather_tile<T, 0>(y, entry, entries.nnz, count, tile);
+    }
 }
 
 // Up to L rows side by side: y transposed to [component][row].
 template <class T>
-void stack_adjoint_lanes(const StackAdjointJob& job, int64_t row, int rows, T* y, T* room, uint32_t* entries) {
+void hash_adjoint_lanes(const HashAdjointJob& job, int64_t row, int rows, T* y, T* room) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const int64_t k = job.y.columns, d = job.features;
@@ -60,16 +68,11 @@ void stack_adjoint_lanes(const StackAdjointJob& job, int64_t row, int rows, T* y
         for (int r = 0; r < L; ++r) y[c * L + r] = element<T>(source[r] + c * static_cast<int64_t>(sizeof(T)));
     alignas(64) T tile[kAdjointTile * L];
     const T scale = static_cast<T>(job.scale);
-    T* out = reinterpret_cast<T*>(job.out) + row * d;
-    for (int64_t first = 0; first < d; first += kAdjointTile) {
-        const int count = d - first < kAdjointTile ? static_cast<int>(d - first) : kAdjointTile;
-        const uint32_t* entry = entries_of<T>(job, first, count, entries);
-        switch (job.nnz) {
-            case 1: gather_tile<T, 1>(y, entry, 1, count, tile); break;
-            case 4: gather_tile<T, 4>(y, entry, 4, count, tile); break;
-            case 8: gather_tile<T, 8>(y, entry, 8, count, tile); break;
-            default: gather_tile<T, 0>(y, entry, job.nnz, count, tile);
-        }
+    T* out = reinterpret_cast<T*>(job.out) + row * d + job.begin;
+    const int64_t width = job.end - job.begin;
+    for (int64_t first = 0; first < width; first += kAdjointTile) {
+        const int count = width - first < kAdjointTile ? static_cast<int>(width - first) : kAdjointTile;
+        gather_features<T>(job.entries, first, count, y, tile);
         int j = 0;
         for (; j + L <= count; j += L) {
             V v[L];
@@ -87,34 +90,31 @@ void stack_adjoint_lanes(const StackAdjointJob& job, int64_t row, int rows, T* y
 
 // One row: for batches too small, or components too many, for the lanes.
 template <class T>
-void stack_adjoint_row(const StackAdjointJob& job, int64_t row, T* room, uint32_t* entries) {
+void hash_adjoint_row(const HashAdjointJob& job, int64_t row, T* room) {
     const char* y = row_of<T>(job, row, room);
     const T scale = static_cast<T>(job.scale);
-    T* out = reinterpret_cast<T*>(job.out) + row * job.features;
-    for (int64_t first = 0; first < job.features; first += kAdjointTile) {
-        const int count =
-            job.features - first < kAdjointTile ? static_cast<int>(job.features - first) : kAdjointTile;
-        const uint32_t* entry = entries_of<T>(job, first, count, entries);
-        for (int j = 0; j < count; ++j) {
-            T sum = 0;
-            for (int e = 0; e < job.nnz; ++e, ++entry)
-                sum += flip(element<T>(y + static_cast<size_t>(*entry & 0x7fffffffu) * sizeof(T)), *entry);
-            out[first + j] = canonical(sum * scale);
-        }
+    T* out = reinterpret_cast<T*>(job.out) + row * job.features + job.begin;
+    const uint32_t* entry = job.entries.packed;
+    for (int64_t j = 0; j < job.end - job.begin; ++j) {
+        const int64_t count =
+            job.entries.starts ? job.entries.starts[j + 1] - job.entries.starts[j] : int64_t{job.entries.nnz};
+        T sum = 0;
+        for (int64_t e = 0; e < count; ++e, ++entry)
+            sum += flip(element<T>(y + static_cast<size_t>(*entry & 0x7fffffffu) * sizeof(T)), *entry);
+        out[j] = canonical(sum * scale);
     }
 }
 
 template <class T>
-void stack_adjoint_rows_of(const StackAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room,
-                           uint32_t* entries) {
+void hash_adjoint_rows_of(const HashAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room) {
     constexpr int L = Lanes<T>::count;
     while (begin < end) {
         const int rows = end - begin < L ? static_cast<int>(end - begin) : L;
         if (lanes && rows > 2) {
-            stack_adjoint_lanes<T>(job, begin, rows, static_cast<T*>(lanes), static_cast<T*>(room), entries);
+            hash_adjoint_lanes<T>(job, begin, rows, static_cast<T*>(lanes), static_cast<T*>(room));
             begin += rows;
         } else {
-            stack_adjoint_row<T>(job, begin++, static_cast<T*>(room), entries);
+            hash_adjoint_row<T>(job, begin++, static_cast<T*>(room));
         }
     }
 }
@@ -267,13 +267,11 @@ void rademacher_adjoint_rows_of(const RademacherAdjointJob& job, int64_t begin, 
 }  // namespace
 
 // lanes: components * EF_VECTOR_BYTES, or null for the row-at-a-time path; room: as much, or one row.
-static void stack_adjoint_rows_f32(const StackAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room,
-                                   uint32_t* entries) noexcept {
-    stack_adjoint_rows_of<float>(job, begin, end, lanes, room, entries);
+static void hash_adjoint_rows_f32(const HashAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room) noexcept {
+    hash_adjoint_rows_of<float>(job, begin, end, lanes, room);
 }
-static void stack_adjoint_rows_f64(const StackAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room,
-                                   uint32_t* entries) noexcept {
-    stack_adjoint_rows_of<double>(job, begin, end, lanes, room, entries);
+static void hash_adjoint_rows_f64(const HashAdjointJob& job, int64_t begin, int64_t end, void* lanes, void* room) noexcept {
+    hash_adjoint_rows_of<double>(job, begin, end, lanes, room);
 }
 static void srht_place_f32(const SrhtAdjointJob& job, int64_t row, float* work, float* room) noexcept {
     srht_place_as(job, row, work, room);

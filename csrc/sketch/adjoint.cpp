@@ -14,7 +14,6 @@
 #include "common/philox.hpp"
 #include "common/scratch.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/stack.hpp"
 
 namespace ef {
 namespace {
@@ -33,15 +32,15 @@ constexpr uint64_t kRademacherStream = 3;
 namespace ef {
 
 namespace {
-using StackRows = void (*)(const StackAdjointJob&, int64_t, int64_t, void*, void*, uint32_t*) noexcept;
+using HashRows = void (*)(const HashAdjointJob&, int64_t, int64_t, void*, void*) noexcept;
 using RademacherRows = void (*)(const RademacherAdjointJob&, int64_t, int64_t, void*) noexcept;
 template <class T>
 using Place = void (*)(const SrhtAdjointJob&, int64_t, T*, T*) noexcept;
 template <class T>
 using Sign = void (*)(const SrhtAdjointJob&, int64_t, const T*) noexcept;
 
-constexpr StackRows kStackF32[kIsaCount] = EF_PER_ISA(stack_adjoint_rows_f32);
-constexpr StackRows kStackF64[kIsaCount] = EF_PER_ISA(stack_adjoint_rows_f64);
+constexpr HashRows kHashF32[kIsaCount] = EF_PER_ISA(hash_adjoint_rows_f32);
+constexpr HashRows kHashF64[kIsaCount] = EF_PER_ISA(hash_adjoint_rows_f64);
 constexpr RademacherRows kRademacherF32[kIsaCount] = EF_PER_ISA(rademacher_adjoint_rows_f32);
 constexpr RademacherRows kRademacherF64[kIsaCount] = EF_PER_ISA(rademacher_adjoint_rows_f64);
 constexpr Place<float> kPlaceF32[kIsaCount] = EF_PER_ISA(srht_place_f32);
@@ -72,19 +71,19 @@ void for_rows(int64_t rows, int64_t step, int threads, const Body& body) noexcep
 }  // namespace
 
 template <class T>
-bool stack_adjoint(Isa isa, const StackAdjointJob& job, int num_threads) noexcept {
-    const StackRows rows = (std::is_same_v<T, float> ? kStackF32 : kStackF64)[static_cast<int>(isa)];
-    const int64_t n = job.y.rows;
-    const int threads = threads_of(n, job.features, job.nnz, (n + kLaneRows - 1) / kLaneRows, num_threads);
+bool hash_adjoint(Isa isa, const HashAdjointJob& job, int num_threads) noexcept {
+    const HashRows rows = (std::is_same_v<T, float> ? kHashF32 : kHashF64)[static_cast<int>(isa)];
+    const int64_t n = job.y.rows, width = job.end - job.begin;
+    const int64_t entries = job.entries.starts ? job.entries.starts[width] : width * job.entries.nnz;
+    const int threads = threads_of(n, entries + width, 1, (n + kLaneRows - 1) / kLaneRows, num_threads);
     const size_t transposed = static_cast<size_t>(job.y.columns) * 64;
     const size_t lanes = n > 2 && transposed <= kMaxLanes ? transposed : 0;
     const size_t room = lanes > 0 ? lanes : static_cast<size_t>(job.y.columns) * sizeof(T);
-    const size_t entries = job.table ? 0 : sizeof(uint32_t) * kAdjointTile * static_cast<size_t>(job.nnz);
-    Scratch scratch(threads, lanes + room + entries);
+    Scratch scratch(threads, lanes + room);
     if (!scratch.ok()) return false;
     for_rows(n, kLaneRows, threads, [&](int64_t slot, int64_t begin, int64_t end) noexcept {
         char* memory = scratch.of(slot);
-        rows(job, begin, end, lanes ? memory : nullptr, memory + lanes, reinterpret_cast<uint32_t*>(memory + lanes + room));
+        rows(job, begin, end, lanes ? memory : nullptr, memory + lanes);
     });
     return true;
 }
@@ -128,8 +127,8 @@ bool rademacher_adjoint(Isa isa, const RademacherAdjointJob& job, int num_thread
     return true;
 }
 
-template bool stack_adjoint<float>(Isa, const StackAdjointJob&, int) noexcept;
-template bool stack_adjoint<double>(Isa, const StackAdjointJob&, int) noexcept;
+template bool hash_adjoint<float>(Isa, const HashAdjointJob&, int) noexcept;
+template bool hash_adjoint<double>(Isa, const HashAdjointJob&, int) noexcept;
 template bool srht_adjoint<float>(Isa, const SrhtAdjointJob&, int) noexcept;
 template bool srht_adjoint<double>(Isa, const SrhtAdjointJob&, int) noexcept;
 template bool rademacher_adjoint<float>(Isa, const RademacherAdjointJob&, int) noexcept;

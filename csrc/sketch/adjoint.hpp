@@ -1,6 +1,6 @@
 // The transposed map: rows of k components to rows of d features, out[i][j] = scale * sum_c S[c][j] y[i][c].
 //
-// Numerics: sparse_stack and rademacher sum +-y[i][c] from +0 in ascending order of c, in the element type, one rounding
+// Numerics: the hash kinds and rademacher sum +-y[i][c] from +0 in ascending order of c, in the element type, one rounding
 // an addition; the scale is one multiplication at the end. srht puts y at the sampled places of a zero vector,
 // transforms it (hadamard.hpp), applies the signs and the scale. Rows never mix: the bytes do not depend on threads,
 // SIMD level or batching. NaN results are the one quiet NaN with a clear sign bit.
@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "common/isa.hpp"
+#include "sketch/csr.hpp"
 #include "sketch/element.hpp"
 #include "sketch/matrix.hpp"
 
@@ -24,10 +25,9 @@ struct AdjointJob {
     char* out;  // rows * features, contiguous
 };
 
-struct StackAdjointJob : AdjointJob {
-    const uint32_t* table;  // (features, nnz) packed entries, or null: drawn tile by tile
-    uint64_t seed;
-    int nnz;
+struct HashAdjointJob : AdjointJob {
+    HashEntries entries;  // of features [begin, end); the other features of `out` are left alone
+    int64_t begin, end;
 };
 
 struct SrhtAdjointJob : AdjointJob {
@@ -42,7 +42,7 @@ struct RademacherAdjointJob : AdjointJob {
 
 // False when scratch memory could not be had; nothing has been written then.
 template <class T>
-bool stack_adjoint(Isa isa, const StackAdjointJob& job, int num_threads) noexcept;
+bool hash_adjoint(Isa isa, const HashAdjointJob& job, int num_threads) noexcept;
 template <class T>
 bool srht_adjoint(Isa isa, const SrhtAdjointJob& job, int num_threads) noexcept;
 template <class T>

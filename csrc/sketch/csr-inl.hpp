@@ -15,14 +15,21 @@ EF_INLINE const char* values_of(const CompressedMatrix& x, int64_t begin, int co
     return reinterpret_cast<const char*>(room);
 }
 
-// The packed entries of feature j, as stack_table draws them.
+// The packed entries of feature j, as the operator's tables have them.
 template <int kNnz>
-EF_INLINE void draw_entries(const CsrStackJob& job, uint64_t base, uint64_t rest, int64_t j, uint32_t* out) {
-    const int nnz = kNnz > 0 ? kNnz : job.nnz;
+EF_INLINE void draw_entries(const CsrHashJob& job, uint64_t base, uint64_t rest, int64_t j, uint32_t* out) {
+    if (job.kind == kCountSketchStream) {
+        const PhiloxBlock block = philox4x64(static_cast<uint64_t>(j / 8) + 1, 0, 0, 0, job.seed, kCountSketchStream);
+        const int lane = static_cast<int>(j % 8);
+        const uint64_t u = (block.word[lane / 2] >> (32 * (lane % 2))) & 0xffffffffu;
+        *out = static_cast<uint32_t>(((u >> 1) * base) >> 31) | static_cast<uint32_t>(u << 31);
+        return;
+    }
+    const int nnz = kNnz > 0 ? kNnz : job.entries.nnz;
     uint64_t offset = 0;
     for (int e = 0; e < nnz;) {
-        const PhiloxBlock block = philox4x64(static_cast<uint64_t>(job.first + j) + 1, static_cast<uint64_t>(e / 8), 0, 0,
-                                             job.seed, kStackStream);
+        const PhiloxBlock block =
+            philox4x64(static_cast<uint64_t>(j) + 1, static_cast<uint64_t>(e / 8), 0, 0, job.seed, kStackStream);
         for (int lane = 0; lane < 8 && e < nnz; ++lane, ++e) {
             const uint64_t u = (block.word[lane / 2] >> (32 * (lane % 2))) & 0xffffffffu;
             const uint64_t height = base + (static_cast<uint64_t>(e) < rest ? 1 : 0);
@@ -33,7 +40,7 @@ EF_INLINE void draw_entries(const CsrStackJob& job, uint64_t base, uint64_t rest
 }
 
 template <class T, int kNnz>
-EF_INLINE void add_entries(T x, const uint32_t* entry, int nnz, T* out) {
+EF_INLINE void add_entries(T x, const uint32_t* entry, int64_t nnz, T* out) {
     if constexpr (kNnz > 0) {
         // The entries of one feature hit different outputs by construction: all loads may go before the stores.
         T sum[kNnz];
@@ -42,60 +49,78 @@ EF_INLINE void add_entries(T x, const uint32_t* entry, int nnz, T* out) {
 #pragma GCC unroll 8
         for (int e = 0; e < kNnz; ++e) out[entry[e] & 0x7fffffffu] = sum[e];
     } else {
-        for (int e = 0; e < nnz; ++e) out[entry[e] & 0x7fffffffu] += flip(x, entry[e]);
+        for (int64_t e = 0; e < nnz; ++e) out[entry[e] & 0x7fffffffu] += flip(x, entry[e]);
     }
 }
 
-template <class T>
-EF_INLINE void finish_row(T* out, int64_t k, T scale) {
-    for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
+// The first of entries [p, last) in column `begin` or later.
+template <class I>
+EF_INLINE int64_t first_from(const I* indices, int64_t p, int64_t last, int64_t begin) {
+    while (p < last) {
+        const int64_t middle = p + (last - p) / 2;
+        if (indices[middle] < begin) p = middle + 1;
+        else last = middle;
+    }
+    return p;
 }
 
 template <class T, class I, int kNnz>
-void csr_stack_rows_as(const CsrStackJob& job, int64_t begin, int64_t end, uint32_t* entries) {
+void csr_hash_rows_as(const CsrHashJob& job, int64_t begin, int64_t end, uint32_t* drawn) {
     const int64_t k = job.components;
-    const int nnz = kNnz > 0 ? kNnz : job.nnz;
+    const int nnz = kNnz > 0 ? kNnz : job.entries.nnz;
     const I* indices = static_cast<const I*>(job.x.indices);
     const uint64_t base = static_cast<uint64_t>(k) / nnz, rest = static_cast<uint64_t>(k) % nnz;
+    const bool all = job.begin == 0 && job.end == job.x.columns;
+    const uint32_t* packed = job.entries.packed;
+    const int64_t* starts = job.entries.starts;
     const T scale = static_cast<T>(job.scale);
     T room[kCsrChunk];
     for (int64_t row = begin; row < end; ++row) {
         T* out = reinterpret_cast<T*>(job.out) + row * k;
-        __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
-        const int64_t last = job.x.indptr[row + 1];
-        for (int64_t p = job.x.indptr[row]; p < last; p += kCsrChunk) {
+        if (!job.accumulate) __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
+        int64_t p = job.x.indptr[row], last = job.x.indptr[row + 1];
+        if (!all) {
+            p = first_from(indices, p, last, job.begin);
+            last = first_from(indices, p, last, job.end);
+        }
+        for (; p < last; p += kCsrChunk) {
             const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
             const char* value = values_of<T>(job.x, p, count, room);
             const I* index = indices + p;
-            if (job.table) {
+            if (starts) {
+                for (int i = 0; i < count; ++i) {
+                    const int64_t j = index[i] - job.begin;
+                    add_entries<T, 0>(element<T>(value + i * sizeof(T)), packed + starts[j], starts[j + 1] - starts[j], out);
+                }
+            } else if (packed) {
                 // Entries of a row are far apart in a large table: the next ones are on their way before they are due.
                 for (int i = 0; i < count; ++i) {
-                    if (p + i + kCsrAhead < last)
-                        __builtin_prefetch(job.table + static_cast<int64_t>(index[i + kCsrAhead]) * nnz);
-                    add_entries<T, kNnz>(element<T>(value + i * sizeof(T)),
-                                         job.table + static_cast<int64_t>(index[i]) * nnz, nnz, out);
+                    if (p + i + kCsrAhead < last) __builtin_prefetch(packed + (index[i + kCsrAhead] - job.begin) * nnz);
+                    add_entries<T, kNnz>(element<T>(value + i * sizeof(T)), packed + (index[i] - job.begin) * nnz, nnz, out);
                 }
             } else {
                 for (int i = 0; i < count; i += kCsrDraw) {
                     const int some = count - i < kCsrDraw ? count - i : kCsrDraw;
-                    for (int s = 0; s < some; ++s) draw_entries<kNnz>(job, base, rest, index[i + s], entries + s * nnz);
                     for (int s = 0; s < some; ++s)
-                        add_entries<T, kNnz>(element<T>(value + (i + s) * sizeof(T)), entries + s * nnz, nnz, out);
+                        draw_entries<kNnz>(job, base, rest, job.first + index[i + s], drawn + s * nnz);
+                    for (int s = 0; s < some; ++s)
+                        add_entries<T, kNnz>(element<T>(value + (i + s) * sizeof(T)), drawn + s * nnz, nnz, out);
                 }
             }
         }
-        finish_row(out, k, scale);
+        if (job.finish)
+            for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
     }
 }
 
 template <class T, class I>
-void csr_stack_rows_of(const CsrStackJob& job, int64_t begin, int64_t end, uint32_t* entries) {
-    switch (job.nnz) {
-        case 1: return csr_stack_rows_as<T, I, 1>(job, begin, end, entries);
-        case 2: return csr_stack_rows_as<T, I, 2>(job, begin, end, entries);
-        case 4: return csr_stack_rows_as<T, I, 4>(job, begin, end, entries);
-        case 8: return csr_stack_rows_as<T, I, 8>(job, begin, end, entries);
-        default: return csr_stack_rows_as<T, I, 0>(job, begin, end, entries);
+void csr_hash_rows_of(const CsrHashJob& job, int64_t begin, int64_t end, uint32_t* drawn) {
+    switch (job.entries.nnz) {
+        case 1: return csr_hash_rows_as<T, I, 1>(job, begin, end, drawn);
+        case 2: return csr_hash_rows_as<T, I, 2>(job, begin, end, drawn);
+        case 4: return csr_hash_rows_as<T, I, 4>(job, begin, end, drawn);
+        case 8: return csr_hash_rows_as<T, I, 8>(job, begin, end, drawn);
+        default: return csr_hash_rows_as<T, I, 0>(job, begin, end, drawn);
     }
 }
 
@@ -134,6 +159,9 @@ void csr_rademacher_rows_of(const CsrRademacherJob& job, int64_t begin, int64_t 
         const int64_t last = job.x.indptr[row + 1];
         for (int64_t output = 0; output < k; output += kSignOutputs) {
             __builtin_memset(acc, 0, sizeof(acc));
+            const int64_t width = k - output < kSignOutputs ? k - output : kSignOutputs;
+            T* out = reinterpret_cast<T*>(job.out) + row * k + output;
+            if (job.accumulate) __builtin_memcpy(acc, out, static_cast<size_t>(width) * sizeof(T));
             for (int64_t p = job.x.indptr[row]; p < last; p += kCsrChunk) {
                 const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
                 const char* value = values_of<T>(job.x, p, count, room);
@@ -154,8 +182,6 @@ void csr_rademacher_rows_of(const CsrRademacherJob& job, int64_t begin, int64_t 
                         for (int s = 0; s < some; ++s) add_signed<T, 1>(x + s, words + s, acc);
                 }
             }
-            const int64_t width = k - output < kSignOutputs ? k - output : kSignOutputs;
-            T* out = reinterpret_cast<T*>(job.out) + row * k + output;
             for (int64_t c = 0; c < width; ++c) out[c] = canonical(acc[c] * scale);
         }
     }
@@ -187,13 +213,13 @@ void csr_srht_pick_as(const CsrSrhtJob& job, int64_t row, const T* work) {
 
 }  // namespace
 
-static void csr_stack_rows_f32(const CsrStackJob& job, int64_t begin, int64_t end, uint32_t* entries) noexcept {
-    job.x.wide ? csr_stack_rows_of<float, int64_t>(job, begin, end, entries)
-               : csr_stack_rows_of<float, int32_t>(job, begin, end, entries);
+static void csr_hash_rows_f32(const CsrHashJob& job, int64_t begin, int64_t end, uint32_t* drawn) noexcept {
+    job.x.wide ? csr_hash_rows_of<float, int64_t>(job, begin, end, drawn)
+               : csr_hash_rows_of<float, int32_t>(job, begin, end, drawn);
 }
-static void csr_stack_rows_f64(const CsrStackJob& job, int64_t begin, int64_t end, uint32_t* entries) noexcept {
-    job.x.wide ? csr_stack_rows_of<double, int64_t>(job, begin, end, entries)
-               : csr_stack_rows_of<double, int32_t>(job, begin, end, entries);
+static void csr_hash_rows_f64(const CsrHashJob& job, int64_t begin, int64_t end, uint32_t* drawn) noexcept {
+    job.x.wide ? csr_hash_rows_of<double, int64_t>(job, begin, end, drawn)
+               : csr_hash_rows_of<double, int32_t>(job, begin, end, drawn);
 }
 static void csr_rademacher_rows_f32(const CsrRademacherJob& job, int64_t begin, int64_t end) noexcept {
     job.x.wide ? csr_rademacher_rows_of<float, int64_t>(job, begin, end)

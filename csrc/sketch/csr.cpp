@@ -21,7 +21,7 @@ constexpr int kCsrChunk = 128;     // entries converted at a time
 constexpr int kCsrAhead = 16;      // entries between a table line's request and its use
 constexpr int kCsrDraw = 8;        // features drawn back to back: independent chains of multiplications
 constexpr int kSignOutputs = 256;  // outputs of one Philox block
-constexpr uint64_t kStackStream = 2, kRademacherStream = 3;
+constexpr uint64_t kCountSketchStream = 1, kStackStream = 2, kRademacherStream = 3;
 }  // namespace
 }  // namespace ef
 
@@ -31,15 +31,15 @@ constexpr uint64_t kStackStream = 2, kRademacherStream = 3;
 namespace ef {
 
 namespace {
-using StackRows = void (*)(const CsrStackJob&, int64_t, int64_t, uint32_t*) noexcept;
+using HashRows = void (*)(const CsrHashJob&, int64_t, int64_t, uint32_t*) noexcept;
 using RademacherRows = void (*)(const CsrRademacherJob&, int64_t, int64_t) noexcept;
 template <class T>
 using Scatter = void (*)(const CsrSrhtJob&, int64_t, T*) noexcept;
 template <class T>
 using Pick = void (*)(const CsrSrhtJob&, int64_t, const T*) noexcept;
 
-constexpr StackRows kStackF32[kIsaCount] = EF_PER_ISA(csr_stack_rows_f32);
-constexpr StackRows kStackF64[kIsaCount] = EF_PER_ISA(csr_stack_rows_f64);
+constexpr HashRows kHashF32[kIsaCount] = EF_PER_ISA(csr_hash_rows_f32);
+constexpr HashRows kHashF64[kIsaCount] = EF_PER_ISA(csr_hash_rows_f64);
 constexpr RademacherRows kRademacherF32[kIsaCount] = EF_PER_ISA(csr_rademacher_rows_f32);
 constexpr RademacherRows kRademacherF64[kIsaCount] = EF_PER_ISA(csr_rademacher_rows_f64);
 constexpr Scatter<float> kScatterF32[kIsaCount] = EF_PER_ISA(csr_srht_scatter_f32);
@@ -72,10 +72,10 @@ void for_rows(int64_t rows, int threads, const Body& body) noexcept {
 }  // namespace
 
 template <class T>
-bool csr_stack_transform(Isa isa, const CsrStackJob& job, int num_threads) noexcept {
-    const StackRows rows = (std::is_same_v<T, float> ? kStackF32 : kStackF64)[static_cast<int>(isa)];
-    const int threads = threads_of(job.x, job.nnz, job.components, num_threads);
-    Scratch scratch(threads, job.table ? 0 : sizeof(uint32_t) * kCsrDraw * static_cast<size_t>(job.nnz));
+bool csr_hash_transform(Isa isa, const CsrHashJob& job, int num_threads) noexcept {
+    const HashRows rows = (std::is_same_v<T, float> ? kHashF32 : kHashF64)[static_cast<int>(isa)];
+    const int threads = threads_of(job.x, job.entries.nnz, job.components, num_threads);
+    Scratch scratch(threads, job.entries.packed ? 0 : sizeof(uint32_t) * kCsrDraw * static_cast<size_t>(job.entries.nnz));
     if (!scratch.ok()) return false;
     for_rows(job.x.rows, threads, [&](int64_t slot, int64_t begin, int64_t end) noexcept {
         rows(job, begin, end, reinterpret_cast<uint32_t*>(scratch.of(slot)));
@@ -110,8 +110,8 @@ bool csr_srht_transform(Isa isa, const CsrSrhtJob& job, int num_threads) noexcep
     return true;
 }
 
-template bool csr_stack_transform<float>(Isa, const CsrStackJob&, int) noexcept;
-template bool csr_stack_transform<double>(Isa, const CsrStackJob&, int) noexcept;
+template bool csr_hash_transform<float>(Isa, const CsrHashJob&, int) noexcept;
+template bool csr_hash_transform<double>(Isa, const CsrHashJob&, int) noexcept;
 template bool csr_srht_transform<float>(Isa, const CsrSrhtJob&, int) noexcept;
 template bool csr_srht_transform<double>(Isa, const CsrSrhtJob&, int) noexcept;
 template bool csr_rademacher_transform<float>(Isa, const CsrRademacherJob&, int) noexcept;

@@ -99,10 +99,11 @@ class SketchInputKernels(Protocol):
         nnz: int,
         scale: float,
         out: Array,
+        accumulate: bool,
         num_threads: int,
         /,
     ) -> None:
-        """Sparse rows into out (n, k). The table, if any, begins at feature `first`."""
+        """Sparse rows into out (n, k), continuing its sums or not. The table, if any, begins at feature `first`."""
 
     def csr_srht_transform(
         self,
@@ -130,6 +131,7 @@ class SketchInputKernels(Protocol):
         seed: int,
         scale: float,
         out: Array,
+        accumulate: bool,
         num_threads: int,
         /,
     ) -> None: ...

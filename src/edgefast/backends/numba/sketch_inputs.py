@@ -133,12 +133,13 @@ def csr_stack_transform(
     nnz: int,
     scale: float,
     out: NDArray[Any],
+    accumulate: bool,
     num_threads: int,
 ) -> None:
     k, real = out.shape[1], out.dtype.type
     index = np.arange(k)
     for begin, end, part in row_blocks(indptr, k):
-        acc = np.zeros((end - begin, k), out.dtype)
+        acc = out[begin:end].copy() if accumulate else np.zeros((end - begin, k), out.dtype)
         starts = indptr[begin : end + 1] - indptr[begin]
         _stack_rows(
             data[part].astype(out.dtype), starts, stack_entries(table, seed, k, nnz, first, indices[part]).copy(), acc
@@ -178,10 +179,11 @@ def csr_rademacher_transform(
     seed: int,
     scale: float,
     out: NDArray[Any],
+    accumulate: bool,
     num_threads: int,
 ) -> None:
     k, real, entries = out.shape[1], out.dtype.type, int(indptr[-1])
-    acc = np.zeros(out.shape, out.dtype)
+    acc = out.copy() if accumulate else np.zeros(out.shape, out.dtype)
     step = max(1, (1 << 19) // k)
     for begin in range(0, entries, step):
         part = slice(begin, min(begin + step, entries))

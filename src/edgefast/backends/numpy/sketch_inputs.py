@@ -116,12 +116,13 @@ def csr_stack_transform(
     nnz: int,
     scale: float,
     out: NDArray[Any],
+    accumulate: bool,
     num_threads: int,
 ) -> None:
     k = out.shape[1]
     with np.errstate(all="ignore"):
         for begin, end, part in row_blocks(indptr, k):
-            acc = np.zeros((end - begin) * k, out.dtype)
+            acc = out[begin:end].flatten() if accumulate else np.zeros((end - begin) * k, out.dtype)
             entries = stack_entries(table, seed, k, nnz, first, indices[part])
             value = data[part].astype(out.dtype)[:, None]
             terms = np.where(entries >> np.uint32(31), -value, value)
@@ -161,12 +162,13 @@ def csr_rademacher_transform(
     seed: int,
     scale: float,
     out: NDArray[Any],
+    accumulate: bool,
     num_threads: int,
 ) -> None:
     k = out.shape[1]
     step = max(1, (1 << 20) // k)
     with np.errstate(all="ignore"):
-        acc = np.zeros(out.shape, out.dtype)
+        acc = out.copy() if accumulate else np.zeros(out.shape, out.dtype)
         for begin in range(0, int(indptr[-1]), step):
             part = slice(begin, min(begin + step, int(indptr[-1])))
             rows = np.searchsorted(indptr, np.arange(part.start, part.stop), "right") - 1
