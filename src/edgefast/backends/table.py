@@ -23,18 +23,43 @@ class SketchKernels(Protocol):
     def stack_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
         """Entries of sparse_stack's features first, first + 1, ...: bucket | negative << 31 into out (count, nnz)."""
 
-    def stack_transform(
+    def countsketch_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
+        """Entries of countsketch's features first, first + 1, ...: bucket | negative << 31 into out (count, 1)."""
+
+    def sparse_starts(
+        self, seed: int, n_components: int, thresholds: NDArray[np.uint64], first: int, out: NDArray[np.int64], /
+    ) -> None:
+        """Where the entries of sparse's features first, first + 1, ... start; out has one number more than features."""
+
+    def sparse_table(
+        self,
+        seed: int,
+        n_components: int,
+        thresholds: NDArray[np.uint64],
+        first: int,
+        starts: NDArray[np.int64],
+        out: NDArray[np.uint32],
+        /,
+    ) -> None:
+        """The entries themselves: bucket | negative << 31, buckets of a feature ascending, into out (starts[-1],)."""
+
+    def hash_transform(
         self,
         x: NDArray[Any],
-        table: NDArray[np.uint32] | None,
-        seed: int,
-        nnz: int,
+        entries: NDArray[np.uint32],
+        starts: NDArray[np.int64] | None,
         scale: float,
+        more: bool,
+        last: bool,
         out: NDArray[Any],
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides) into out (n, k), C-contiguous. Without a table the entries are drawn on the fly."""
+        """Rows of x (any strides) times a matrix of +-1 given by the entries of its columns.
+
+        Entries are bucket | negative << 31: (d, nnz), or with starts (d + 1,) one-dimensional. out (n, k) is
+        C-contiguous. `more` adds to the unscaled sums in out instead of starting at zero; `last` scales.
+        """
 
     def srht_transform(
         self,
@@ -53,6 +78,19 @@ class SketchKernels(Protocol):
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
         """Rows of x (any strides) times +-1 entries drawn on the fly."""
+
+    def gaussian_transform(
+        self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) times normal entries drawn on the fly."""
+
+    def rotate(
+        self, x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) rotated or rotated back; signs (steps, words).
+
+        out (n, d) is C-contiguous: the memory of x, or none in common with it.
+        """
 
     def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
