@@ -17,8 +17,10 @@ __all__ = [
     "GAUSSIAN_UNIT",
     "GAUSSIAN_VARIANCE",
     "KIND_NUMBERS",
+    "countsketch_entries",
     "countsketch_table",
     "gaussian_entries",
+    "gaussian_rows",
     "gaussian_table",
     "philox_words",
     "philox_words_at",
@@ -154,6 +156,26 @@ def rademacher_rows(seed: int, n_components: int, features: NDArray[np.int64]) -
     blocks = range(-(-n_components // 256))
     words = [philox_words_at(seed, KIND_NUMBERS["rademacher"], counters, block) for block in blocks]
     return np.concatenate([_bits(block) for block in words], axis=1)[:, :n_components]
+
+
+def countsketch_entries(seed: int, n_components: int, features: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """countsketch_table for any features in any order, shape (len(features), 1)."""
+    number = features.astype(np.uint64)
+    words = philox_words_at(seed, KIND_NUMBERS["countsketch"], (number >> np.uint64(3)) + np.uint64(1), 0)
+    lanes = words.astype("<u8", copy=False).view("<u4")
+    lane = lanes[np.arange(features.size), (number & np.uint64(7)).astype(np.intp)].astype(np.uint64)
+    buckets = (lane >> np.uint64(1)) * np.uint64(n_components) >> np.uint64(31)
+    return (buckets | (lane & np.uint64(1)) << np.uint64(31)).astype(np.uint32)[:, None]
+
+
+def gaussian_rows(seed: int, n_components: int, features: NDArray[np.int64]) -> NDArray[np.int32]:
+    """gaussian_entries for any features in any order."""
+    counters = features.astype(np.uint64) + np.uint64(1)
+    draws = [
+        philox_words_at(seed, KIND_NUMBERS["gaussian"], counters, block).astype("<u8", copy=False).view("<u2")
+        for block in range(-(-n_components // 16))
+    ]
+    return gaussian_table()[np.concatenate(draws, axis=1)[:, :n_components]]
 
 
 def _bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:

@@ -125,23 +125,31 @@ class SketchInputKernels(Protocol):
     ) -> None:
         """Columns [begin, end) as compressed rows; cursors and places move on (csrc/sketch/compressed.hpp)."""
 
-    def csr_stack_transform(
+    def csr_hash_transform(
         self,
         data: Array,
         indices: Array,
         indptr: NDArray[np.int64],
         columns: int,
-        first: int,
-        table: NDArray[np.uint32] | None,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32] | None,
+        starts: NDArray[np.int64] | None,
+        kind: int,
         seed: int,
         nnz: int,
+        first: int,
         scale: float,
+        more: bool,
+        last: bool,
         out: Array,
-        accumulate: bool,
         num_threads: int,
         /,
     ) -> None:
-        """Sparse rows into out (n, k), continuing its sums or not. The table, if any, begins at feature `first`."""
+        """Columns [begin, end) of sparse rows; entries and the rest as in hash_transform.
+
+        Without entries all columns count and those of sparse_stack or countsketch are drawn where they are needed.
+        """
 
     def csr_srht_transform(
         self,
@@ -168,25 +176,45 @@ class SketchInputKernels(Protocol):
         first: int,
         seed: int,
         scale: float,
+        more: bool,
         out: Array,
-        accumulate: bool,
         num_threads: int,
         /,
     ) -> None: ...
 
+    def csr_gaussian_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        table: NDArray[np.int32],
+        seed: int,
+        scale: float,
+        more: bool,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """`table` is streams.gaussian_table()."""
+
     # The transposed map: y (n, k), any strides, into out (n, d), C-contiguous.
 
-    def stack_adjoint(
+    def hash_adjoint(
         self,
         y: Array,
-        table: NDArray[np.uint32] | None,
-        seed: int,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32],
+        starts: NDArray[np.int64] | None,
         nnz: int,
         scale: float,
         out: Array,
         num_threads: int,
         /,
-    ) -> None: ...
+    ) -> None:
+        """Features [begin, end) of out, whose entries these are."""
 
     def srht_adjoint(
         self,
@@ -200,7 +228,19 @@ class SketchInputKernels(Protocol):
         /,
     ) -> None: ...
 
-    def rademacher_adjoint(self, y: Array, seed: int, scale: float, out: Array, num_threads: int, /) -> None: ...
+    def dense_adjoint(
+        self,
+        y: Array,
+        seed: int,
+        gaussian: NDArray[np.int32] | None,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """rademacher, or gaussian when its table is given."""
+
+
 class SketchStateKernels(Protocol):
     def row_sketch_add(
         self, x: NDArray[Any], kind: int, seed: int, nnz: int, first_row: int, acc: NDArray[Any], num_threads: int, /
