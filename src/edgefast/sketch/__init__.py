@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgefast.sketch._fwht import fwht
 from edgefast.sketch._operator import SketchOperator
+from edgefast.sketch._rotate import inverse_rotate, rotate
 from edgefast.sketch._theory import johnson_lindenstrauss_min_dim
 
-__all__ = ["SketchOperator", "fwht", "johnson_lindenstrauss_min_dim"]
+__all__ = ["SketchOperator", "fwht", "inverse_rotate", "johnson_lindenstrauss_min_dim", "rotate"]

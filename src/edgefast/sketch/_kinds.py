@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgefast.backends import Kernels
     from edgefast.sketch._operator import SketchOperator
 
-__all__ = ["KINDS", "Kind", "cache", "padded"]
+__all__ = ["KINDS", "Kind", "cache", "padded", "rotation_signs_of"]
 
 _MAX_CACHE_BYTES = 1 << 20
 #: Entries of hash kinds drawn at a time: what a call holds does not grow with the number of features.
@@ -312,6 +312,11 @@ class _Gaussian(Kind):
         table.gaussian_transform(x, op.seed, op.scale, out, num_threads)
 
 
+def rotation_signs_of(op: SketchOperator) -> NDArray[np.uint64]:
+    """Sign bits of every step of a rotation, shape (steps, words)."""
+    return cache.get(op.to_bytes(), lambda: (streams.rotation_signs(op.seed, op.n_features),))[0]
+
+
 class _Rotation(Kind):
     name = "rotation"
 
@@ -323,22 +328,18 @@ class _Rotation(Kind):
     def scale(self, op: SketchOperator) -> float:
         return 1.0
 
-    def signs(self, op: SketchOperator) -> NDArray[np.uint64]:
-        """Sign bits of every step."""
-        return cache.get(op.to_bytes(), lambda: (streams.rotation_signs(op.seed, op.n_features),))[0]
-
     def matrix(self, op: SketchOperator) -> NDArray[np.float64]:
         from edgefast.backends import numpy as table
 
         d = op.n_features
         columns = np.empty((d, d))
-        table.rotate(np.eye(d), self.signs(op), False, columns, 1)
+        table.rotate(np.eye(d), rotation_signs_of(op), False, columns, 1)
         return np.ascontiguousarray(columns.T)
 
     def transform(
         self, op: SketchOperator, table: Kernels, x: NDArray[Any], out: NDArray[Any], num_threads: int
     ) -> None:
-        table.rotate(x, self.signs(op), False, out, num_threads)
+        table.rotate(x, rotation_signs_of(op), False, out, num_threads)
 
 
 #: By name, in the order of the documentation.
