@@ -251,6 +251,88 @@ class SketchStateKernels(Protocol):
         number, `nnz` the entries of a column of S.
         """
 
+    def count_sketch_add(
+        self,
+        values: NDArray[Any],
+        indices: NDArray[np.int64] | None,
+        first: int,
+        seed: int,
+        table: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Add values[i] to index indices[i] (first + i without) of the (depth, width) table; types as row_sketch_add."""
+
+    def count_sketch_estimate(
+        self,
+        table: NDArray[Any],
+        indices: NDArray[np.int64] | None,
+        first: int,
+        seed: int,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Median estimates of indices[i] (first + i without): float32 for a float32 table, else float64."""
+
+    def sign_bits(self, x: NDArray[Any], out: NDArray[np.uint8], /) -> None:
+        """Bits x >= 0 of the rows of x (contiguous), LSB first, into out (rows, ceil(columns / 8)), spare bits 0."""
+
+    # Codes: (n, bytes) uint8, rows contiguous, bytes <= 8191.
+
+    def hamming_pairs(
+        self, a: NDArray[np.uint8], b: NDArray[np.uint8], out: NDArray[np.uint16], num_threads: int, /
+    ) -> None:
+        """Distances of all pairs into out (len(a), len(b))."""
+
+    def hamming_nearest(
+        self,
+        queries: NDArray[np.uint8],
+        codes: NDArray[np.uint8],
+        index: NDArray[np.int64],
+        distance: NDArray[np.uint16],
+        num_threads: int,
+        /,
+    ) -> None:
+        """The nearest code of every query, the first on ties; -1 and 65535 without codes."""
+
+    def hamming_within(
+        self,
+        query: NDArray[np.uint8],
+        codes: NDArray[np.uint8],
+        radius: int,
+        begin: int,
+        index: NDArray[np.int64],
+        distance: NDArray[np.uint16],
+        /,
+    ) -> tuple[int, int]:
+        """Codes from `begin` on within `radius` of one query (bytes,), ascending, until the outputs are full.
+
+        Returns the number found and the code to go on from, len(codes) at the end.
+        """
+        ...
+
+    def hamming_filter(
+        self,
+        codes: NDArray[np.uint8],
+        radius: int,
+        window: int,
+        filled: int,
+        next: int,
+        ring: NDArray[np.uint64],
+        keep: NDArray[np.bool_],
+        /,
+    ) -> tuple[int, int]:
+        """keep[i] = no code in the ring is within `radius` of code i, which then enters the ring.
+
+        ring (words, capacity) holds word w of slot s at [w, s]; `filled` slots of `window` are in use and the next code
+        goes to slot `next`. Returns the new `filled` and `next`.
+        """
+        ...
+
+    def fwht_axis(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
+        """Walsh-Hadamard transform along axis 1 of three; both C-contiguous, the same memory or none in common."""
+
 
 class AggregateKernels(Protocol):
     # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
