@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgefast import backends
 from edgefast.backends import streams
-from edgefast.sketch._kinds import KINDS, padded
+from edgefast.sketch._kinds import KINDS, padded, rotation_signs_of
 from edgefast.sketch._sparse import HASH_KINDS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def adjoint_rows(op: SketchOperator, y: NDArray[Any], out: NDArray[Any], num_thr
         if y.dtype != out.dtype:
             out[...] = y
             y = out
-        table.rotate(y, family.signs(op), True, out, num_threads)
+        table.rotate(y, rotation_signs_of(op), True, out, num_threads)
     else:
         normal = streams.gaussian_table() if kind == "gaussian" else None
         table.dense_adjoint(y, op.seed, normal, scale, out, num_threads)

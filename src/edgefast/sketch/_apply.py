@@ -25,7 +25,7 @@ Nonfinite = Literal["propagate", "raise"]
 
 _CONVERTED = 1 << 20  # numbers converted at a time
 #: Kinds the row accumulation kernel has.
-_ROW_KINDS = ("sparse_stack", "rademacher")
+_ROW_KINDS = ("sparse_stack", "countsketch", "rademacher")
 
 
 def check_nonfinite(value: Any) -> None:

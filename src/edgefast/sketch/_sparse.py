@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.backends import streams
 from edgefast.sketch._inputs import Compressed
-from edgefast.sketch._kinds import KINDS, padded
+from edgefast.sketch._kinds import KINDS, padded, rotation_signs_of
 
 if TYPE_CHECKING:
     from edgefast.sketch._operator import SketchOperator
@@ -154,7 +154,7 @@ def _mixed(
             part = slice(begin, min(begin + _BLOCK, entries))
             rows = np.searchsorted(indptr, np.arange(part.start, part.stop), "right") - 1
             target[rows, indices[part].astype(np.int64) + first] = data[part]
-        table.rotate(target, family.signs(op), False, target, num_threads)  # type: ignore[attr-defined]
+        table.rotate(target, rotation_signs_of(op), False, target, num_threads)
     if more:
         out += target
 
