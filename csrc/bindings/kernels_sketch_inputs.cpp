@@ -96,10 +96,10 @@ void csr_hash_array(const Kernels& self, const py::array& data, const py::array&
 }
 
 void csr_srht_array(const Kernels& self, const py::array& data, const py::array& indices,
-                    const py::array_t<int64_t>& indptr, int64_t columns, int64_t first,
+                    const py::array_t<int64_t>& indptr, int64_t features, int64_t first,
                     const py::array_t<uint64_t>& signs, const py::array_t<int64_t>& index, int64_t length, double scale,
                     py::array out, int num_threads) {
-    const CsrSrhtJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), first, signs.data(), index.data(),
+    const CsrSrhtJob job{matrix_of(data, indices, indptr, features, out.itemsize()), first, features, signs.data(), index.data(),
                          out.shape(1), length, scale, static_cast<char*>(out.mutable_data())};
     const bool single = out.itemsize() == 4;
     bool done;

@@ -255,7 +255,21 @@ void csr_srht_scatter_as(const CsrSrhtJob& job, int64_t row, T* work) {
     const I* indices = static_cast<const I*>(job.x.indices);
     const int64_t last = job.x.indptr[row + 1];
     T room[kCsrChunk];
-    __builtin_memset(work, 0, static_cast<size_t>(job.length) * sizeof(T));
+    // Zeros change sign too: a sum of negative zeros is one.
+    typedef typename Lanes<T>::V V;
+    typedef typename Lanes<T>::U U;
+    typedef typename Lanes<T>::Bits Bits;
+    constexpr int L = Lanes<T>::count, kTop = 8 * sizeof(T) - 1;
+    U shift;
+    for (int i = 0; i < L; ++i) shift[i] = static_cast<Bits>(kTop - i);
+    const U top = U{} + (static_cast<Bits>(1) << kTop);
+    int64_t z = 0;
+    for (; z + L <= job.features; z += L) {
+        const Bits bits = static_cast<Bits>(job.signs[z / 64] >> (z % 64)) & ((Bits{1} << L) - 1);
+        store_as(work + z, (V)(((U{} + bits) << shift) & top));
+    }
+    for (; z < job.features; ++z) work[z] = flip(T{0}, static_cast<uint32_t>(job.signs[z / 64] >> (z % 64)) << 31);
+    __builtin_memset(work + z, 0, static_cast<size_t>(job.length - z) * sizeof(T));
     for (int64_t p = job.x.indptr[row]; p < last; p += kCsrChunk) {
         const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
         const char* value = values_of<T>(job.x, p, count, room);

@@ -41,6 +41,7 @@ struct CsrHashJob {
 struct CsrSrhtJob {
     CompressedMatrix x;
     int64_t first;
+    int64_t features;       // of the operator
     const uint64_t* signs;  // as in SrhtJob, from feature 0 on
     const int64_t* index;
     int64_t components;

@@ -156,7 +156,7 @@ class SketchInputKernels(Protocol):
         data: Array,
         indices: Array,
         indptr: NDArray[np.int64],
-        columns: int,
+        n_features: int,
         first: int,
         signs: NDArray[np.uint64],
         index: NDArray[np.int64],

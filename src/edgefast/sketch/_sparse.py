@@ -99,6 +99,13 @@ def _row_kernel(
         def hashed(
             data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], columns: int, out: NDArray[Any]
         ) -> None:
+            if kind == "sparse" and 64 * x.entries < x.columns:
+                index, columns, entries, starts = _few(op, table, indices[: indptr[-1]], first)
+                table.csr_hash_transform(
+                    data, index, indptr, columns, 0, columns, entries, starts, number, op.seed, nnz, first, scale, more,
+                    True, out, num_threads,
+                )  # fmt: skip
+                return
             fixed = (data, indices, indptr, columns)
             if drawn:
                 table.csr_hash_transform(
@@ -122,8 +129,20 @@ def _row_kernel(
             data, indices, indptr, columns, first, normal, op.seed, scale, more, out, num_threads
         )
     return lambda data, indices, indptr, columns, out: _mixed(
-        op, data, indices, indptr, columns, first, scale, more, out, num_threads
+        op, data, indices, indptr, first, scale, more, out, num_threads
     )
+
+
+def _few(
+    op: SketchOperator, table: backends.Kernels, indices: NDArray[Any], first: int
+) -> tuple[NDArray[np.int64], int, NDArray[np.uint32], NDArray[np.int64]]:
+    """The columns that occur numbered from 0, how many there are, and their entries with starts."""
+    family: Any = KINDS[op.kind]
+    columns, index = np.unique(indices, return_inverse=True)
+    drawn = [family.entries(op, table, first + column, 1) for column in columns.tolist()]
+    starts = np.cumsum([0, *(entries.size for entries, _ in drawn)], dtype=np.int64)
+    entries = np.concatenate([entries for entries, _ in drawn]) if drawn else np.empty(0, np.uint32)
+    return index.astype(np.int64), columns.size, entries, starts
 
 
 def _mixed(
@@ -131,7 +150,6 @@ def _mixed(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
-    columns: int,
     first: int,
     scale: float,
     more: bool,
@@ -144,7 +162,7 @@ def _mixed(
     if op.kind == "srht":
         signs, index = family.integers(op)  # type: ignore[attr-defined]
         table.csr_srht_transform(
-            data, indices, indptr, columns, first, signs, index, padded(op.n_features), scale, target, num_threads
+            data, indices, indptr, op.n_features, first, signs, index, padded(op.n_features), scale, target, num_threads
         )
     else:
         # The result has room for the rows themselves.

@@ -185,7 +185,7 @@ def csr_srht_transform(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
-    columns: int,
+    n_features: int,
     first: int,
     signs: NDArray[np.uint64],
     index: NDArray[np.int64],
@@ -196,8 +196,10 @@ def csr_srht_transform(
 ) -> None:
     real = out.dtype.type
     index = index.copy()
+    zeros = flipped(np.zeros(n_features, out.dtype), signs, np.arange(n_features))
     for begin, end, part in row_blocks(indptr, length):
         work = np.zeros((end - begin, length), out.dtype)
+        work[:, :n_features] = zeros
         features = indices[part].astype(np.int64) + first
         work[rows_of(indptr, begin, end), features] = flipped(data[part].astype(out.dtype), signs, features)
         _fwht_rows(work, real(1))

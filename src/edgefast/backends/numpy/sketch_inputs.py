@@ -170,7 +170,7 @@ def csr_srht_transform(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
-    columns: int,
+    n_features: int,
     first: int,
     signs: NDArray[np.uint64],
     index: NDArray[np.int64],
@@ -179,9 +179,12 @@ def csr_srht_transform(
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
+    # Zeros change sign too: a sum of negative zeros is one.
+    zeros = flipped(np.zeros(n_features, out.dtype), signs, np.arange(n_features))
     with np.errstate(all="ignore"):
         for begin, end, part in row_blocks(indptr, length):
             work = np.zeros((end - begin, length), out.dtype)
+            work[:, :n_features] = zeros
             features = indices[part].astype(np.int64) + first
             work[rows_of(indptr, begin, end), features] = flipped(data[part].astype(out.dtype), signs, features)
             fwht(work, 1.0, work, 1)
