@@ -99,6 +99,8 @@ def _row_kernel(
         def hashed(
             data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], columns: int, out: NDArray[Any]
         ) -> None:
+            if columns == 0 and not more:
+                out[...] = 0
             if kind == "sparse" and 64 * x.entries < x.columns:
                 index, columns, entries, starts = _few(op, table, indices[: indptr[-1]], first)
                 table.csr_hash_transform(
