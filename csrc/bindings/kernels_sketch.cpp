@@ -3,9 +3,9 @@
 
 #include "bindings/kernels.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
 #include "sketch/hadamard.hpp"
 #include "sketch/hash.hpp"
-#include "sketch/rademacher.hpp"
 
 namespace py = pybind11;
 
@@ -96,27 +96,16 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
     check(done);
 }
 
-void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array& out, int num_threads,
-                 bool gaussian) {
-    const RademacherJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data()), gaussian};
+template <bool (*kSingle)(Isa, const DenseJob&, int) noexcept, bool (*kDouble)(Isa, const DenseJob&, int) noexcept>
+void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out, int num_threads) {
+    const DenseJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
     const bool single = x.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? rademacher_transform<float>(self.isa, job, num_threads)
-                      : rademacher_transform<double>(self.isa, job, num_threads);
+        done = (single ? kSingle : kDouble)(self.isa, job, num_threads);
     }
     check(done);
-}
-
-void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
-                      int num_threads) {
-    dense_array(self, x, seed, scale, out, num_threads, false);
-}
-
-void gaussian_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
-                    int num_threads) {
-    dense_array(self, x, seed, scale, out, num_threads, true);
 }
 
 void rotate_array(const Kernels& self, const py::array& x, const py::array_t<uint64_t>& signs, bool inverse,
@@ -150,8 +139,8 @@ void register_sketch(KernelsClass& kernels) {
     kernels.def("sparse_table", &sparse_table_array);
     kernels.def("hash_transform", &hash_array);
     kernels.def("srht_transform", &srht_array);
-    kernels.def("rademacher_transform", &rademacher_array);
-    kernels.def("gaussian_transform", &gaussian_array);
+    kernels.def("rademacher_transform", &dense_array<rademacher_transform<float>, rademacher_transform<double>>);
+    kernels.def("gaussian_transform", &dense_array<gaussian_transform<float>, gaussian_transform<double>>);
     kernels.def("rotate", &rotate_array);
     kernels.def("fwht", &fwht_array);
 }

@@ -8,9 +8,10 @@
 #include "check.hpp"
 #include "common/half.hpp"
 #include "common/philox.hpp"
+#include "sketch/dense.hpp"
+#include "sketch/gaussian.hpp"
 #include "sketch/hadamard.hpp"
-#include "sketch/rademacher.hpp"
-#include "sketch/stack.hpp"
+#include "sketch/hash.hpp"
 
 namespace {
 
@@ -47,9 +48,16 @@ uint64_t sketches(ef::Isa isa) {
         char* out = reinterpret_cast<char*>(y.data());
         std::vector<uint32_t> table(static_cast<size_t>(d * 8));
         ef::stack_table(7, k, 8, 0, d, table.data());
-        for (const uint32_t* t : {static_cast<const uint32_t*>(table.data()), static_cast<const uint32_t*>(nullptr)}) {
-            ef::StackJob job = {view, t, 7, k, 8, 0.35355339059327373, out};
-            CHECK(ef::stack_transform<T>(isa, job, 3));
+        for (const int64_t cut : {d, int64_t{100}}) {  // all features in one call, or in two
+            for (int64_t first = 0; first < d; first += cut) {
+                const int64_t count = first == 0 ? cut : d - cut;
+                const ef::StridedMatrix part = {view.data + first * int64_t{sizeof(T)}, rows, count, view.row_stride,
+                                                view.column_stride};
+                const ef::HashJob job = {part, table.data() + first * 8, nullptr, 8, k, 0.35355339059327373, first > 0,
+                                         first + count == d, out};
+                CHECK(ef::hash_transform<T>(isa, job, 3));
+                if (first) break;
+            }
             hash = fnv(out, y.size() * sizeof(T), hash);
         }
         std::vector<uint64_t> signs(8);
@@ -59,8 +67,8 @@ uint64_t sketches(ef::Isa isa) {
         ef::SrhtJob srht = {view, signs.data(), index.data(), k, length, 0.11952286093343936, out};
         CHECK(ef::srht_transform<T>(isa, srht, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
-        ef::RademacherJob rademacher = {view, 7, k, 0.11952286093343936, out};
-        CHECK(ef::rademacher_transform<T>(isa, rademacher, 2));
+        ef::DenseJob dense = {view, 7, k, 0.11952286093343936, out};
+        CHECK(ef::rademacher_transform<T>(isa, dense, 2));
         hash = fnv(out, y.size() * sizeof(T), hash);
     }
     for (int64_t length : {1, 2, 4, 8, 16, 64, 1024, 65536}) {
@@ -71,6 +79,29 @@ uint64_t sketches(ef::Isa isa) {
         hash = fnv(y.data(), y.size() * sizeof(T), hash);
     }
     return hash;
+}
+
+// Unit rows give the entries themselves; then a product.
+template <class T>
+uint64_t gaussians(ef::Isa isa) {
+    const int64_t d = 403, k = 300;
+    std::vector<T> x(static_cast<size_t>(d * d)), y(static_cast<size_t>(d * k));
+    for (int64_t j = 0; j < d; ++j) x[static_cast<size_t>(j * (d + 1))] = 1;
+    ef::DenseJob job = {{reinterpret_cast<const char*>(x.data()), d, d, d * int64_t{sizeof(T)}, sizeof(T)}, 7, k, 65536,
+                        reinterpret_cast<char*>(y.data())};
+    CHECK(ef::gaussian_transform<T>(isa, job, 2));
+    for (int64_t j = 0; j < d; ++j)
+        for (int64_t c = 0; c < k; ++c) {
+            const ef::PhiloxBlock b =
+                ef::philox4x64(static_cast<uint64_t>(j) + 1, static_cast<uint64_t>(c / 16), 0, 0, 7, 4);
+            const auto draw = static_cast<uint16_t>(b.word[c % 16 / 4] >> (c % 4 * 16));
+            CHECK(y[static_cast<size_t>(j * k + c)] == static_cast<T>(ef::gaussian_entry(draw)));
+        }
+    const std::vector<T> z = numbers<T>(static_cast<size_t>(37 * d), 3);
+    job.x = {reinterpret_cast<const char*>(z.data()), 37, d, d * int64_t{sizeof(T)}, sizeof(T)};
+    job.scale = 0.057735026918962574;
+    CHECK(ef::gaussian_transform<T>(isa, job, 2));
+    return fnv(y.data(), 37 * k * sizeof(T), kStart);
 }
 
 uint64_t means(ef::Isa isa) {
@@ -126,6 +157,11 @@ int main() {
         const uint64_t f32 = sketches<float>(isa), f64 = sketches<double>(isa), mean = means(isa);
         std::printf("%-7s sketch f32 %016" PRIx64 "  f64 %016" PRIx64 "  mean %016" PRIx64 "\n", ef::isa_name(isa), f32,
                     f64, mean);
+        const uint64_t g32 = gaussians<float>(isa), g64 = gaussians<double>(isa);
+        std::printf("        gaussian f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", g32, g64);
+        // Two sets of bits: fused multiply-add, or a rounding for the product and one for the sum.
+        same = same && g32 == (isa == ef::Isa::scalar ? 0x69f81e420fdc9728ull : 0x51c249a5fc9e7019ull) &&
+               g64 == (isa == ef::Isa::scalar ? 0x366b85edc7beaee7ull : 0x4f97f54746048e5full);
         same = same && f32 == 0xcedbac627380ecddull && f64 == 0xbd33beb9bf10181bull && mean == 0xb415baebb9a42c75ull;
     }
     CHECK(same);

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefast.backends import streams
 from edgefast.backends.numba.jit import jit
 
-# Nothing to win in a loop: drawing integers is C code in numpy already, and the Gaussian kind is a BLAS product.
+# Nothing to win in a loop: drawing integers is C code in numpy already.
 from edgefast.backends.numpy.sketch import (
     countsketch_table,
-    gaussian_transform,
+    dense_transform,
+    gaussian_entries,
     philox_words,
+    rademacher_entries,
     sparse_starts,
     sparse_table,
     stack_table,
@@ -149,12 +150,25 @@ def _rotate_rows(
 
 
 @jit
-def _rademacher_add(part: NDArray[Any], entries: NDArray[Any], acc: NDArray[Any]) -> None:
+def _dense_add(part: NDArray[Any], entries: NDArray[Any], sums: NDArray[Any]) -> None:
+    # Ascending features, one product and one sum after another; four of them while a sum is in a register.
+    d = part.shape[1]
+    whole = d - d % 4
     for i in range(part.shape[0]):
-        for j in range(part.shape[1]):
-            value = part[i, j]
+        for j in range(0, whole, 4):
+            x0 = part[i, j]
+            x1 = part[i, j + 1]
+            x2 = part[i, j + 2]
+            x3 = part[i, j + 3]
             for c in range(entries.shape[1]):
-                acc[i, c] += value * entries[j, c]
+                y = sums[i, c] + x0 * entries[j, c]
+                y += x1 * entries[j + 1, c]
+                y += x2 * entries[j + 2, c]
+                sums[i, c] = y + x3 * entries[j + 3, c]
+        for j in range(whole, d):
+            x0 = part[i, j]
+            for c in range(entries.shape[1]):
+                sums[i, c] += x0 * entries[j, c]
 
 
 def hash_transform(
@@ -205,14 +219,11 @@ def srht_transform(
 
 
 def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
-    (n, d), k, real = x.shape, out.shape[1], x.dtype.type
-    acc = np.zeros((n, k), x.dtype)
-    chunk = max(1, min(d, (1 << 19) // k))  # features whose entries are held at a time
-    for first in range(0, d, chunk):
-        count = min(chunk, d - first)
-        entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(x.dtype)
-        _rademacher_add(np.array(x[:, first : first + count], order="C"), entries, acc)
-    _take_finish(acc, np.arange(k), real(scale), real(np.nan), out)
+    dense_transform(rademacher_entries, _dense_add, x, seed, scale, out)
+
+
+def gaussian_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+    dense_transform(gaussian_entries, _dense_add, x, seed, scale, out)
 
 
 def rotate(x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int) -> None:

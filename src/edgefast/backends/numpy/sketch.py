@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _CHUNK = 8192  # features planned at a time
+_DENSE = 1 << 17  # entries of a dense operator held at a time
 
 
 def philox_words(k0: int, k1: int, c0: int, c1: int, c2: int, c3: int, out: NDArray[np.uint64]) -> None:
@@ -147,30 +149,56 @@ def srht_transform(
             _finish(work[:, index], scale, out[begin : begin + rows])
 
 
-def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
-    n, d = x.shape
-    k = out.shape[1]
-    chunk = max(1, min(d, (1 << 21) // k))  # features whose entries are held at a time
-    acc = np.zeros((n, k), x.dtype)
+def rademacher_entries(seed: int, k: int, first: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    entries = np.empty((count, k), dtype)
+    np.multiply(streams.rademacher_bits(seed, k, first, count), dtype.type(-2), out=entries)
+    entries += dtype.type(1)
+    return entries
+
+
+def gaussian_entries(seed: int, k: int, first: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    entries = np.empty((count, k), dtype)
+    np.multiply(streams.gaussian_entries(seed, k, first, count), dtype.type(streams.GAUSSIAN_UNIT), out=entries)
+    return entries
+
+
+def dense_transform(
+    entries: Callable[[int, int, int, int, np.dtype[Any]], NDArray[Any]],
+    add: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], None],
+    x: NDArray[Any],
+    seed: int,
+    scale: float,
+    out: NDArray[Any],
+) -> None:
+    """x times entries(seed, k, first, count, dtype), drawn for some features at a time, by add(part, entries, sums).
+
+    The sums wait in `out`; what else is held is a few arrays of _DENSE numbers, or of one row.
+    """
+    (n, d), k = x.shape, out.shape[1]
+    features = max(1, min(d, _DENSE // k))
+    rows = max(1, _DENSE // max(features, k))
+    out[...] = 0
     with np.errstate(all="ignore"):
-        for first in range(0, d, chunk):
-            count = min(chunk, d - first)
-            entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(x.dtype)
-            acc += x[:, first : first + count] @ entries
-        _finish(acc, scale, out)
+        for first in range(0, d, features):
+            drawn = entries(seed, k, first, min(features, d - first), x.dtype)
+            for begin in range(0, n, rows):
+                part = x[begin : begin + rows, first : first + features]
+                add(np.ascontiguousarray(part), drawn, out[begin : begin + rows])
+        for begin in range(0, n, rows):
+            part = out[begin : begin + rows]
+            _finish(part, scale, part)
+
+
+def _add_product(part: NDArray[Any], entries: NDArray[Any], sums: NDArray[Any]) -> None:
+    sums += part @ entries
+
+
+def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+    dense_transform(rademacher_entries, _add_product, x, seed, scale, out)
 
 
 def gaussian_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
-    n, d = x.shape
-    k = out.shape[1]
-    chunk = max(1, min(d, (1 << 18) // k))  # features whose entries are held at a time
-    acc = np.zeros((n, k), x.dtype)
-    with np.errstate(all="ignore"):
-        for first in range(0, d, chunk):
-            count = min(chunk, d - first)
-            entries = streams.gaussian_entries(seed, k, first, count).astype(x.dtype)
-            acc += x[:, first : first + count] @ (entries * x.dtype.type(streams.GAUSSIAN_UNIT))
-        _finish(acc, scale, out)
+    dense_transform(gaussian_entries, _add_product, x, seed, scale, out)
 
 
 def _fwht_window(work: NDArray[Any], scale: Any) -> None:
