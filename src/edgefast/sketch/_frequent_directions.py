@@ -142,9 +142,9 @@ class FrequentDirections:
         if not isinstance(other, FrequentDirections):
             raise TypeError(f"other: expected a FrequentDirections, got {type(other).__name__}")
         other = other.copy()
-        if self._signature() != other._signature() and None not in (self._rows, other._rows):
-            raise IncompatibleSketchError(f"other: expected {self._signature()}, got {other._signature()}")
-        if (self.n_components, self.dtype) != (other.n_components, other.dtype):
+        known = self._rows is not None and other._rows is not None
+        same = (self.n_components, self.dtype) == (other.n_components, other.dtype)
+        if not same or (known and self.n_features_in_ != other.n_features_in_):
             raise IncompatibleSketchError(f"other: expected {self._signature()}, got {other._signature()}")
         if other._rows is None:
             return self
@@ -296,7 +296,7 @@ class FrequentDirections:
             self = cls(components, buffer=buffer, dtype=record.dtype.newbyteorder("="))
         except ValueError as error:
             raise ValueError(f"data: {error}") from None
-        if filled > components * buffer or filled > seen or (features == 0) != (seen == 0):
+        if filled > components * buffer or filled > seen or (features == 0 and seen):
             raise ValueError(f"data: expected at most {components * buffer} rows, got {filled} of {seen}")
         rows = _wire.array_of(record, (filled, features))
         if not (math.isfinite(shed) and shed >= 0) or not np.isfinite(rows).all():

@@ -74,21 +74,24 @@ def fwht(
         x, axis = x.T, -1 - axis % x.ndim
         out = None if out is None else out.T
     source = x if x.flags.c_contiguous and x.flags.aligned else np.array(x, order="C")
-    if out is not None and out.flags.carray:
-        target = out
-        if source is not out and np.may_share_memory(source, out):
-            source = source.copy()
-    else:
+    if out is None or not out.flags.carray:
         target = np.empty(x.shape, x.dtype) if source is x else source
+    elif out.ctypes.data == source.ctypes.data:  # both contiguous and of one shape: the same memory
+        target = source
+    else:
+        target = out
+        if np.may_share_memory(source, out):
+            source = source.copy()
     if source.size:
-        position = axis % x.ndim
-        inner = math.prod(x.shape[position + 1 :])
+        inner = math.prod(x.shape[axis % x.ndim + 1 :])
         shape = (-1, length) if inner == 1 else (-1, length, inner)
         table = backends.kernels()
-        from_, to = source.reshape(shape), target.reshape(shape)
-        (table.fwht if inner == 1 else table.fwht_axis)(from_, scale, from_ if source is target else to, threads)
-    if out is not None and out is not target:
+        kernel = table.fwht if inner == 1 else table.fwht_axis
+        rows = source.reshape(shape)
+        kernel(rows, scale, rows if target is source else target.reshape(shape), threads)
+    if given is None:
+        return target if x is original else target.T
+    assert out is not None
+    if target.ctypes.data != out.ctypes.data or not out.flags.carray:
         out[...] = target
-    if given is not None:
-        return given
-    return target if x is original else target.T
+    return given
