@@ -25,7 +25,8 @@ EF_INLINE void convert_half(const char* source, int64_t stride, int64_t count, f
     for (; i < count; ++i) to[i] = static_cast<float>(half_to_double(element<uint16_t>(source + i * stride)));
 }
 
-static void convert(ElementType type, const char* source, int64_t stride, int64_t count, float* to) {
+__attribute__((unused)) static void convert(ElementType type, const char* source, int64_t stride, int64_t count,
+                                            float* to) {
     switch (type) {
         case ElementType::f16: return convert_half(source, stride, count, to);
         case ElementType::i8: return convert_from<float, int8_t>(source, stride, count, to);
@@ -35,7 +36,8 @@ static void convert(ElementType type, const char* source, int64_t stride, int64_
         default: return convert_from<float, float>(source, stride, count, to);
     }
 }
-static void convert(ElementType type, const char* source, int64_t stride, int64_t count, double* to) {
+__attribute__((unused)) static void convert(ElementType type, const char* source, int64_t stride, int64_t count,
+                                            double* to) {
     switch (type) {
         case ElementType::i32: return convert_from<double, int32_t>(source, stride, count, to);
         case ElementType::u32: return convert_from<double, uint32_t>(source, stride, count, to);

@@ -3,6 +3,7 @@ namespace EF_ISA {
 namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
+#include "sketch/convert-inl.hpp"
 
 // log2 of the vectors held in registers by one pass: 16 where there are 32 registers, else 8.
 #if defined(EF_TARGET_AVX512) || defined(EF_TARGET_NEON)
@@ -214,7 +215,13 @@ void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
     const int64_t d = job.x.columns;
     const T scale = static_cast<T>(job.scale);
     for (int64_t row = begin; row < end; ++row) {
-        flip_signs<T>(job.x.data + row * job.x.row_stride, job.x.column_stride, job.signs, d, work);
+        const char* x = job.x.data + row * job.x.row_stride;
+        if (job.x.type == ElementType::same) {
+            flip_signs<T>(x, job.x.column_stride, job.signs, d, work);
+        } else {
+            convert(job.x.type, x, job.x.column_stride, d, work);
+            flip_signs<T>(reinterpret_cast<const char*>(work), sizeof(T), job.signs, d, work);
+        }
         __builtin_memset(work + d, 0, static_cast<size_t>(job.length - d) * sizeof(T));
         recurse<T>(work, work, job.length, static_cast<T>(1));
         T* out = reinterpret_cast<T*>(job.out) + row * job.components;
@@ -252,8 +259,12 @@ void rotate_rows_of(const RotationJob& job, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
         T* out = reinterpret_cast<T*>(job.out) + row * d;
         const char* x = job.x.data + row * job.x.row_stride;
-        if (job.inverse && x != reinterpret_cast<char*>(out))
-            for (int64_t j = 0; j < d; ++j) out[j] = element<T>(x + j * job.x.column_stride);
+        int64_t x_stride = job.x.column_stride;
+        if (job.x.type != ElementType::same || (job.inverse && x != reinterpret_cast<char*>(out))) {
+            convert(job.x.type, x, x_stride, d, out);
+            x = reinterpret_cast<const char*>(out);
+            x_stride = stride;
+        }
         for (int i = 0; i < steps; ++i) {
             const int step = job.inverse ? steps - 1 - i : i;
             T* window = step % 2 && windows ? out + d - length : out;
@@ -265,7 +276,7 @@ void rotate_rows_of(const RotationJob& job, int64_t begin, int64_t end) {
                 if (mixes) mix_halves(out, d);
                 flip_signs<T>(self, stride, signs, d, out);
             } else {
-                flip_signs<T>(i == 0 ? x : self, i == 0 ? job.x.column_stride : stride, signs, d, out);
+                flip_signs<T>(i == 0 ? x : self, i == 0 ? x_stride : stride, signs, d, out);
                 if (mixes) mix_halves(out, d);
                 recurse<T>(window, window, length, scale);
             }

@@ -55,7 +55,7 @@ class SketchKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides) times a matrix of +-1 given by the entries of its columns.
+        """Rows of x (any strides, any type that converts to out's) times a matrix of +-1 by the entries of its columns.
 
         Entries are bucket | negative << 31: (d, nnz), or with starts (d + 1,) one-dimensional. out (n, k) is
         C-contiguous. `more` adds to the unscaled sums in out instead of starting at zero; `last` scales.
@@ -72,22 +72,22 @@ class SketchKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
+        """Rows of x (any strides and such types): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
 
     def rademacher_transform(
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) times +-1 entries drawn on the fly."""
+        """Rows of x (any strides and such types) times +-1 entries drawn on the fly."""
 
     def gaussian_transform(
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) times normal entries drawn on the fly."""
+        """Rows of x (any strides and such types) times normal entries drawn on the fly."""
 
     def rotate(
         self, x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) rotated or rotated back; signs (steps, words).
+        """Rows of x (any strides and such types) rotated or rotated back; signs (steps, words).
 
         out (n, d) is C-contiguous: the memory of x, or none in common with it.
         """

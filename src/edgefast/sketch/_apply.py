@@ -19,7 +19,7 @@ from edgefast.sketch._sparse import HASH_KINDS, EntryChunks, sketch_compressed, 
 if TYPE_CHECKING:
     from edgefast.sketch._operator import SketchOperator
 
-__all__ = ["Nonfinite", "adjoint", "check_nonfinite", "sketch_rows", "transform_sparse", "transform_typed"]
+__all__ = ["Nonfinite", "adjoint", "check_nonfinite", "sketch_rows", "transform_sparse"]
 
 Nonfinite = Literal["propagate", "raise"]
 
@@ -62,13 +62,6 @@ def _blocks(x: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[tuple[int, int, N
     for begin in range(0, n, step):
         end = min(begin + step, n)
         yield begin, end, x[begin:end].astype(dtype)
-
-
-def transform_typed(op: SketchOperator, x: NDArray[Any], out: NDArray[Any], num_threads: int) -> None:
-    """Rows of x (n, d), of a type that converts to out's, into out (n, k), C-contiguous."""
-    table = backends.kernels()
-    for begin, end, rows in _blocks(x, out.dtype):
-        KINDS[op.kind].transform(op, table, rows, out[begin:end], num_threads)
 
 
 def transform_sparse(

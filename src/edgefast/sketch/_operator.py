@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgefast import backends
 from edgefast.backends.streams import KIND_NUMBERS
-from edgefast.sketch._apply import Nonfinite, adjoint, check_nonfinite, sketch_rows, transform_sparse, transform_typed
+from edgefast.sketch._apply import Nonfinite, adjoint, check_nonfinite, sketch_rows, transform_sparse
 from edgefast.sketch._arrays import check_out, threads_for
 from edgefast.sketch._inputs import dense_array, is_sparse, require_finite
 from edgefast.sketch._kinds import KINDS, Kind
@@ -289,10 +289,7 @@ class SketchOperator:
         if n:
             view = target if X.ndim == 2 else target[None, :]
             threads = threads_for(n * self._kind.work(self), 1 << 20, num_threads)
-            if X.dtype == dtype:
-                self._kind.transform(self, backends.kernels(), rows, view, threads)
-            else:
-                transform_typed(self, rows, view, threads)
+            self._kind.transform(self, backends.kernels(), rows, view, threads)
         elif num_threads is not None:
             threads_for(0, 0, num_threads)
         if target is not result:

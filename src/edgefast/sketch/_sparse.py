@@ -93,8 +93,10 @@ def _row_kernel(
     if kind in HASH_KINDS:
         number, nnz = streams.KIND_NUMBERS[kind], 0 if kind == "sparse" else op.nnz
         chunks = EntryChunks(op, first, x.columns)
-        # Fewer numbers than features, or a table for every block: cheaper to draw what the numbers need.
-        drawn = kind != "sparse" and (x.entries < x.columns or not (x.by_rows or chunks.single))
+        # A table costs a draw for every feature, many chunks of one a pass over the rows each, and columns come in
+        # blocks with a pass each: for few numbers it is cheaper to draw what they need.
+        few = x.entries < (x.columns // 4 if chunks.single else 4 * x.columns)
+        drawn = kind != "sparse" and (few or not (x.by_rows or chunks.single))
 
         def hashed(
             data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], columns: int, out: NDArray[Any]
