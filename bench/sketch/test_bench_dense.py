@@ -1,4 +1,4 @@
-"""Dense projections whose matrix is never stored, against the product with a stored one: numpy (BLAS) and scikit-learn."""
+"""Dense projections whose matrix is never stored, against the product with a stored one (BLAS, scikit-learn)."""
 
 from __future__ import annotations
 

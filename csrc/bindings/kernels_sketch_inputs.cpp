@@ -81,10 +81,10 @@ HashEntries entries_of(const py::object& entries, const py::object& starts, int 
 void csr_hash_array(const Kernels& self, const py::array& data, const py::array& indices,
                     const py::array_t<int64_t>& indptr, int64_t columns, int64_t begin, int64_t end,
                     const py::object& entries, const py::object& starts, int kind, uint64_t seed, int nnz, int64_t first,
-                    double scale, bool accumulate, bool finish, py::array out, int num_threads) {
+                    double scale, bool more, bool finish, py::array out, int num_threads) {
     const CsrHashJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), begin, end,
                          entries_of(entries, starts, nnz), kind, seed, first, out.shape(1), scale,
-                         static_cast<char*>(out.mutable_data()), accumulate, finish};
+                         static_cast<char*>(out.mutable_data()), more, finish};
     const bool single = out.itemsize() == 4;
     bool done;
     {
@@ -113,9 +113,9 @@ void csr_srht_array(const Kernels& self, const py::array& data, const py::array&
 
 void csr_rademacher_array(const Kernels& self, const py::array& data, const py::array& indices,
                           const py::array_t<int64_t>& indptr, int64_t columns, int64_t first, uint64_t seed, double scale,
-                          bool accumulate, py::array out, int num_threads) {
+                          bool more, py::array out, int num_threads) {
     const CsrRademacherJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), seed, first, out.shape(1), scale,
-                               static_cast<char*>(out.mutable_data()), accumulate};
+                               static_cast<char*>(out.mutable_data()), more};
     const bool single = out.itemsize() == 4;
     bool done;
     {
@@ -172,10 +172,10 @@ void dense_adjoint_array(const Kernels& self, const py::array& y, uint64_t seed,
 
 void csr_gaussian_array(const Kernels& self, const py::array& data, const py::array& indices,
                         const py::array_t<int64_t>& indptr, int64_t columns, int64_t first,
-                        const py::array_t<int32_t>& table, uint64_t seed, double scale, bool accumulate, py::array out,
+                        const py::array_t<int32_t>& table, uint64_t seed, double scale, bool more, py::array out,
                         int num_threads) {
     const CsrGaussianJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), table.data(), seed, first,
-                             out.shape(1), scale, static_cast<char*>(out.mutable_data()), accumulate};
+                             out.shape(1), scale, static_cast<char*>(out.mutable_data()), more};
     const bool single = out.itemsize() == 4;
     bool done;
     {

@@ -71,16 +71,15 @@ EF_INLINE vf32 high64(vf32 a, vf32 b) {
 EF_INLINE vf64 low64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14); }
 EF_INLINE vf64 high64(vf64 a, vf64 b) { return __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15); }
 typedef double vf64_half __attribute__((vector_size(32)));
-EF_INLINE vf32_half join_two(const char* a, const char* b, const float*) {
-    return __builtin_shufflevector(load_as<vf32_chunk>(a), load_as<vf32_chunk>(b), 0, 1, 2, 3, 4, 5, 6, 7);
-}
 EF_INLINE vf64_half join_two(const char* a, const char* b, const double*) {
     return __builtin_shufflevector(load_as<vf64_chunk>(a), load_as<vf64_chunk>(b), 0, 1, 2, 3);
 }
-EF_INLINE vf32 join_chunks(const char* const* rows, int64_t offset, const float* tag) {
-    return __builtin_shufflevector(join_two(rows[0] + offset, rows[4] + offset, tag),
-                                   join_two(rows[8] + offset, rows[12] + offset, tag), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-                                   11, 12, 13, 14, 15);
+// Chunks A and B of a, then of b.
+template <int A, int B>
+EF_INLINE vf32 chunks(vf32 a, vf32 b) {
+    return __builtin_shufflevector(a, b, 4 * A, 4 * A + 1, 4 * A + 2, 4 * A + 3, 4 * B, 4 * B + 1, 4 * B + 2, 4 * B + 3,
+                                   16 + 4 * A, 17 + 4 * A, 18 + 4 * A, 19 + 4 * A, 16 + 4 * B, 17 + 4 * B, 18 + 4 * B,
+                                   19 + 4 * B);
 }
 EF_INLINE vf64 join_chunks(const char* const* rows, int64_t offset, const double* tag) {
     return __builtin_shufflevector(join_two(rows[0] + offset, rows[2] + offset, tag),
@@ -89,6 +88,32 @@ EF_INLINE vf64 join_chunks(const char* const* rows, int64_t offset, const double
 #endif
 
 // v[j] = element j of every row, j < L: rows are L pointers, `offset` bytes are added to each.
+#if EF_VECTOR_BYTES == 64
+// Whole lines: sixteen rows a power of two apart fall into one set of an L1 cache with fewer ways, so a line must not be
+// needed twice.
+EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf32* v) {
+    vf32 t[4][4];  // t[q][i]: chunk c holds rows 4 q .. 4 q + 3 of element 4 c + i
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        const vf32 a = load_as<vf32>(rows[4 * q] + offset), b = load_as<vf32>(rows[4 * q + 1] + offset);
+        const vf32 c = load_as<vf32>(rows[4 * q + 2] + offset), d = load_as<vf32>(rows[4 * q + 3] + offset);
+        const vf32 ab_low = low32(a, b), ab_high = high32(a, b), cd_low = low32(c, d), cd_high = high32(c, d);
+        t[q][0] = low64(ab_low, cd_low);
+        t[q][1] = high64(ab_low, cd_low);
+        t[q][2] = low64(ab_high, cd_high);
+        t[q][3] = high64(ab_high, cd_high);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const vf32 low01 = chunks<0, 1>(t[0][i], t[1][i]), high01 = chunks<2, 3>(t[0][i], t[1][i]);
+        const vf32 low23 = chunks<0, 1>(t[2][i], t[3][i]), high23 = chunks<2, 3>(t[2][i], t[3][i]);
+        v[i] = chunks<0, 2>(low01, low23);
+        v[4 + i] = chunks<1, 3>(low01, low23);
+        v[8 + i] = chunks<0, 2>(high01, high23);
+        v[12 + i] = chunks<1, 3>(high01, high23);
+    }
+}
+#else
 EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf32* v) {
 #pragma GCC unroll 4
     for (int g = 0; g < kLanesF32; g += 4) {
@@ -102,6 +127,7 @@ EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf32* v)
         v[g + 3] = high64(ab_high, cd_high);
     }
 }
+#endif
 EF_INLINE void load_transposed(const char* const* rows, int64_t offset, vf64* v) {
 #pragma GCC unroll 4
     for (int g = 0; g < kLanesF64; g += 2) {

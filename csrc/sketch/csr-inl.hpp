@@ -64,52 +64,84 @@ EF_INLINE int64_t first_from(const I* indices, int64_t p, int64_t last, int64_t 
     return p;
 }
 
+// Stored numbers [p, last) of a row into out.
+template <class T, class I, int kNnz>
+EF_INLINE void csr_hash_span(const CsrHashJob& job, int64_t p, int64_t last, uint32_t* drawn, T* out) {
+    const int nnz = kNnz > 0 ? kNnz : job.entries.nnz;
+    const auto k = static_cast<uint64_t>(job.components), entries = static_cast<uint64_t>(nnz > 0 ? nnz : 1);
+    const I* indices = static_cast<const I*>(job.x.indices);
+    const uint32_t* packed = job.entries.packed;
+    const int64_t* starts = job.entries.starts;
+    T room[kCsrChunk];
+    for (; p < last; p += kCsrChunk) {
+        const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
+        const char* value = values_of<T>(job.x, p, count, room);
+        const I* index = indices + p;
+        if (starts) {
+            for (int i = 0; i < count; ++i) {
+                const int64_t j = index[i] - job.begin;
+                add_entries<T, 0>(element<T>(value + i * sizeof(T)), packed + starts[j], starts[j + 1] - starts[j], out);
+            }
+        } else if (packed) {
+            // Entries of a row are far apart in a large table: the next ones are on their way before they are due.
+            for (int i = 0; i < count; ++i) {
+                if (p + i + kCsrAhead < last) __builtin_prefetch(packed + (index[i + kCsrAhead] - job.begin) * nnz);
+                add_entries<T, kNnz>(element<T>(value + i * sizeof(T)), packed + (index[i] - job.begin) * nnz, nnz, out);
+            }
+        } else {
+            for (int i = 0; i < count; i += kCsrDraw) {
+                const int some = count - i < kCsrDraw ? count - i : kCsrDraw;
+                for (int s = 0; s < some; ++s)
+                    draw_entries<kNnz>(job, k / entries, k % entries, job.first + index[i + s], drawn + s * nnz);
+                for (int s = 0; s < some; ++s)
+                    add_entries<T, kNnz>(element<T>(value + (i + s) * sizeof(T)), drawn + s * nnz, nnz, out);
+            }
+        }
+    }
+}
+
 template <class T, class I, int kNnz>
 void csr_hash_rows_as(const CsrHashJob& job, int64_t begin, int64_t end, uint32_t* drawn) {
     const int64_t k = job.components;
-    const int nnz = kNnz > 0 ? kNnz : job.entries.nnz;
     const I* indices = static_cast<const I*>(job.x.indices);
-    const uint64_t base = nnz > 0 ? static_cast<uint64_t>(k) / nnz : 0, rest = nnz > 0 ? static_cast<uint64_t>(k) % nnz : 0;
     const bool all = job.begin == 0 && job.end == job.x.columns;
-    const uint32_t* packed = job.entries.packed;
-    const int64_t* starts = job.entries.starts;
+    const bool plain = job.entries.packed && !job.entries.starts && job.x.type == ElementType::same;
     const T scale = static_cast<T>(job.scale);
-    T room[kCsrChunk];
-    for (int64_t row = begin; row < end; ++row) {
-        T* out = reinterpret_cast<T*>(job.out) + row * k;
-        if (!job.accumulate) __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
-        int64_t p = job.x.indptr[row], last = job.x.indptr[row + 1];
-        if (!all) {
-            p = first_from(indices, p, last, job.begin);
-            last = first_from(indices, p, last, job.end);
+    for (int64_t row = begin; row < end; row += kCsrRows) {
+        const int rows = end - row < kCsrRows ? static_cast<int>(end - row) : kCsrRows;
+        T* out[kCsrRows];
+        int64_t p[kCsrRows], last[kCsrRows], together = 0;
+        for (int r = 0; r < rows; ++r) {
+            out[r] = reinterpret_cast<T*>(job.out) + (row + r) * k;
+            if (!job.more) __builtin_memset(out[r], 0, static_cast<size_t>(k) * sizeof(T));
+            p[r] = job.x.indptr[row + r];
+            last[r] = job.x.indptr[row + r + 1];
+            if (!all) {
+                p[r] = first_from(indices, p[r], last[r], job.begin);
+                last[r] = first_from(indices, p[r], last[r], job.end);
+            }
+            if (r == 0 || last[r] - p[r] < together) together = last[r] - p[r];
         }
-        for (; p < last; p += kCsrChunk) {
-            const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
-            const char* value = values_of<T>(job.x, p, count, room);
-            const I* index = indices + p;
-            if (starts) {
-                for (int i = 0; i < count; ++i) {
-                    const int64_t j = index[i] - job.begin;
-                    add_entries<T, 0>(element<T>(value + i * sizeof(T)), packed + starts[j], starts[j + 1] - starts[j], out);
+        if constexpr (kNnz > 0) {
+            // Several rows in turn: an addition seldom waits for a recent one to the same output.
+            if (plain && rows == kCsrRows) {
+                for (int64_t i = 0; i < together; ++i) {
+#pragma GCC unroll 4
+                    for (int r = 0; r < kCsrRows; ++r) {
+                        const int64_t at = p[r] + i, next = at + kCsrAhead < last[r] ? at + kCsrAhead : at;
+                        __builtin_prefetch(job.entries.packed + (indices[next] - job.begin) * kNnz);
+                        add_entries<T, kNnz>(element<T>(job.x.data + at * static_cast<int64_t>(sizeof(T))),
+                                             job.entries.packed + (indices[at] - job.begin) * kNnz, kNnz, out[r]);
+                    }
                 }
-            } else if (packed) {
-                // Entries of a row are far apart in a large table: the next ones are on their way before they are due.
-                for (int i = 0; i < count; ++i) {
-                    if (p + i + kCsrAhead < last) __builtin_prefetch(packed + (index[i + kCsrAhead] - job.begin) * nnz);
-                    add_entries<T, kNnz>(element<T>(value + i * sizeof(T)), packed + (index[i] - job.begin) * nnz, nnz, out);
-                }
-            } else {
-                for (int i = 0; i < count; i += kCsrDraw) {
-                    const int some = count - i < kCsrDraw ? count - i : kCsrDraw;
-                    for (int s = 0; s < some; ++s)
-                        draw_entries<kNnz>(job, base, rest, job.first + index[i + s], drawn + s * nnz);
-                    for (int s = 0; s < some; ++s)
-                        add_entries<T, kNnz>(element<T>(value + (i + s) * sizeof(T)), drawn + s * nnz, nnz, out);
-                }
+                for (int r = 0; r < kCsrRows; ++r) p[r] += together;
             }
         }
-        if (job.finish)
-            for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
+        for (int r = 0; r < rows; ++r) {
+            csr_hash_span<T, I, kNnz>(job, p[r], last[r], drawn, out[r]);
+            if (job.finish)
+                for (int64_t c = 0; c < k; ++c) out[r][c] = canonical(out[r][c] * scale);
+        }
     }
 }
 
@@ -161,7 +193,7 @@ void csr_rademacher_rows_of(const CsrRademacherJob& job, int64_t begin, int64_t 
             __builtin_memset(acc, 0, sizeof(acc));
             const int64_t width = k - output < kSignOutputs ? k - output : kSignOutputs;
             T* out = reinterpret_cast<T*>(job.out) + row * k + output;
-            if (job.accumulate) __builtin_memcpy(acc, out, static_cast<size_t>(width) * sizeof(T));
+            if (job.more) __builtin_memcpy(acc, out, static_cast<size_t>(width) * sizeof(T));
             for (int64_t p = job.x.indptr[row]; p < last; p += kCsrChunk) {
                 const int count = last - p < kCsrChunk ? static_cast<int>(last - p) : kCsrChunk;
                 const char* value = values_of<T>(job.x, p, count, room);
@@ -217,7 +249,7 @@ void csr_gaussian_rows_of(const CsrGaussianJob& job, int64_t begin, int64_t end,
     const int64_t size = element_size(job.x.type, sizeof(T));
     const T scale = static_cast<T>(job.scale);
     T* const base = reinterpret_cast<T*>(job.out);
-    if (!job.accumulate) __builtin_memset(base + begin * k, 0, static_cast<size_t>((end - begin) * k) * sizeof(T));
+    if (!job.more) __builtin_memset(base + begin * k, 0, static_cast<size_t>((end - begin) * k) * sizeof(T));
     for (int64_t output = 0; output < k; output += kGaussianOutputs) {
         const int64_t width = k - output < kGaussianOutputs ? k - output : kGaussianOutputs;
         if (!cursors) {

@@ -6,7 +6,7 @@
 // matrix with the same values, NaN and infinities included. gaussian: each product and each sum is rounded once, features
 // ascending; within (d + 1) * eps * sum |x * entry|, as the dense kernel.
 // Requires a matrix check_compressed called canonical. Feature j of the operator is column j - first: `first` is what
-// a block of rows in S X needs, where X's rows are features; with `accumulate` and scale 1, block after block gives the
+// a block of rows in S X needs, where X's rows are features; with `more` and scale 1, block after block gives the
 // bytes of all rows at once. Aliasing: out must not overlap x. Thread-safety: pure.
 #pragma once
 
@@ -34,7 +34,7 @@ struct CsrHashJob {
     int64_t components;
     double scale;
     char* out;        // rows * components, contiguous
-    bool accumulate;  // the sums begin at what is in `out`
+    bool more;        // the sums begin at what is in `out`
     bool finish;      // scale them and make NaN results the one quiet NaN
 };
 
@@ -57,7 +57,7 @@ struct CsrRademacherJob {
     int64_t components;
     double scale;
     char* out;
-    bool accumulate;
+    bool more;
 };
 
 struct CsrGaussianJob {
@@ -68,7 +68,7 @@ struct CsrGaussianJob {
     int64_t components;
     double scale;
     char* out;
-    bool accumulate;
+    bool more;
 };
 
 // False when scratch memory could not be had; nothing has been written then.

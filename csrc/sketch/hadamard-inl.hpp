@@ -77,16 +77,35 @@ EF_INLINE void butterflies(V* v) {
     }
 }
 
-// The stages below L * 2^kLog, on consecutive registers.
-template <class T, int kLog>
-void first_pass(const T* in, T* out, int64_t length, T scale) {
+// L elements at j with those negated whose bit in `signs` is set; j is a multiple of L.
+template <class T>
+EF_INLINE typename Lanes<T>::V load_flipped(const char* in, int64_t j, const uint64_t* signs) {
+    typedef typename Lanes<T>::V V;
+    typedef typename Lanes<T>::U U;
+    typedef typename Lanes<T>::Bits Bits;
+    constexpr int L = Lanes<T>::count, kTop = 8 * sizeof(T) - 1;
+    U shift;
+    for (int i = 0; i < L; ++i) shift[i] = static_cast<Bits>(kTop - i);
+    const U top = U{} + (static_cast<Bits>(1) << kTop);
+    const Bits bits = static_cast<Bits>(signs[j / 64] >> (j % 64)) & ((Bits{1} << L) - 1);
+    return (V)((U)load_as<V>(in + j * static_cast<int64_t>(sizeof(T))) ^ (((U{} + bits) << shift) & top));
+}
+
+// The stages below L * 2^kLog, on consecutive registers. With signs: of the input with signs flipped.
+template <class T, int kLog, bool kFlip = false>
+void first_pass(const T* in, T* out, int64_t length, T scale, const uint64_t* signs = nullptr) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count, R = 1 << kLog;
     const bool scaled = scale != static_cast<T>(1);
     for (int64_t i = 0; i < length; i += L * R) {
         V v[R];
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) v[r] = stages_in_register<T>(load_as<V>(in + i + r * L));
+        for (int r = 0; r < R; ++r) {
+            if constexpr (kFlip)
+                v[r] = stages_in_register<T>(load_flipped<T>(reinterpret_cast<const char*>(in), i + r * L, signs));
+            else
+                v[r] = stages_in_register<T>(load_as<V>(in + i + r * L));
+        }
         butterflies<R>(v);
         if (scaled) {
 #pragma GCC unroll 16
@@ -145,13 +164,25 @@ void small(const T* in, T* out, int64_t n, T scale) {
     for (int64_t i = 0; i < n; ++i) out[i] = v[i] * scale;
 }
 
-// A block that stays in the L1 cache: few passes, each over all of it.
+// The stages h = 2^done and up of a block that stays in the L1 cache: few passes, each over all of it.
+template <class T>
+void finish_block(T* out, int64_t n, int done, T scale) {
+    const int log_n = log2_of(n);
+    while (done < log_n) {
+        const int radix = log_n - done < kLogRadix ? log_n - done : kLogRadix;
+        const int64_t h = int64_t{1} << done;
+        done += radix;
+        for (int64_t i = 0; i < n; i += h << radix)
+            strided(out + i, h, radix, 0, h, done == log_n ? scale : static_cast<T>(1));
+    }
+}
+
 template <class T>
 void block(const T* in, T* out, int64_t n, T scale) {
     constexpr int log_l = log_lanes<T>();
     const int log_n = log2_of(n);
     if (log_n < log_l) return small(in, out, n, scale);
-    int done = log_n - log_l < kLogRadix ? log_n : log_l + kLogRadix;
+    const int done = log_n - log_l < kLogRadix ? log_n : log_l + kLogRadix;
     const T first = done == log_n ? scale : static_cast<T>(1);
     switch (done - log_l) {
         case 0: first_pass<T, 0>(in, out, n, first); break;
@@ -162,13 +193,7 @@ void block(const T* in, T* out, int64_t n, T scale) {
             if constexpr (kLogRadix >= 4) first_pass<T, 4>(in, out, n, first);
             break;
     }
-    while (done < log_n) {
-        const int radix = log_n - done < kLogRadix ? log_n - done : kLogRadix;
-        const int64_t h = int64_t{1} << done;
-        done += radix;
-        for (int64_t i = 0; i < n; i += h << radix)
-            strided(out + i, h, radix, 0, h, done == log_n ? scale : static_cast<T>(1));
-    }
+    finish_block(out, n, done, scale);
 }
 
 template <class T>
@@ -190,41 +215,74 @@ void recurse(const T* in, T* out, int64_t n, T scale) {
 // x with the features negated whose bit is set; in == out is allowed.
 template <class T>
 void flip_signs(const char* source, int64_t stride, const uint64_t* signs, int64_t d, T* out) {
-    typedef typename Lanes<T>::V V;
-    typedef typename Lanes<T>::U U;
-    typedef typename Lanes<T>::Bits Bits;
-    constexpr int L = Lanes<T>::count, kTop = 8 * sizeof(T) - 1;
-    U shift;
-    for (int i = 0; i < L; ++i) shift[i] = static_cast<Bits>(kTop - i);
-    const U top = U{} + (static_cast<Bits>(1) << kTop);
+    constexpr int L = Lanes<T>::count;
     int64_t j = 0;
-    if (stride == static_cast<int64_t>(sizeof(T))) {
-        for (; j + L <= d; j += L) {
-            const Bits bits = static_cast<Bits>(signs[j / 64] >> (j % 64)) & ((Bits{1} << L) - 1);
-            store_as(out + j, (V)((U)load_as<V>(source + j * sizeof(T)) ^ (((U{} + bits) << shift) & top)));
-        }
-    }
+    if (stride == static_cast<int64_t>(sizeof(T)))
+        for (; j + L <= d; j += L) store_as(out + j, load_flipped<T>(source, j, signs));
     for (; j < d; ++j) {
         const uint32_t bit = static_cast<uint32_t>(signs[j / 64] >> (j % 64)) << 31;
         out[j] = flip(element<T>(source + j * stride), bit);
     }
 }
 
+// Elements [first, first + n) of a row, padded with zeros from d on, with signs flipped, transformed into out. Signs go
+// with the first pass over a block, so that a row is read once, while its transform is worked on.
+template <class T>
+void recurse_flipped(const char* source, int64_t stride, ElementType type, const uint64_t* signs, int64_t first, int64_t d,
+                     T* out, int64_t n) {
+    constexpr int kDone = log_lanes<T>() + kLogRadix;
+    const int excess = log2_of(n) - log_block<T>();
+    if (excess > 0) {
+        const int radix = excess < kLogStreams ? excess : kLogStreams;
+        const int64_t h = n >> radix;
+        for (int64_t i = 0; i < n; i += h) recurse_flipped(source, stride, type, signs, first + i, d, out + i, h);
+        return strided(out, h, radix, 0, h, static_cast<T>(1));
+    }
+    const char* from = source + first * stride;
+    const bool same = type == ElementType::same;
+    if (same && stride == static_cast<int64_t>(sizeof(T)) && first + n <= d && n >= int64_t{1} << kDone && n >= 64) {
+        first_pass<T, kLogRadix, true>(reinterpret_cast<const T*>(from), out, n, static_cast<T>(1), signs + first / 64);
+        return finish_block(out, n, kDone, static_cast<T>(1));
+    }
+    const int64_t count = d - first < 0 ? 0 : d - first < n ? d - first : n;
+    if (count > 0 && !same) convert(type, from, stride, count, out);
+    if (count > 0)
+        flip_signs(same ? from : reinterpret_cast<const char*>(out), same ? stride : static_cast<int64_t>(sizeof(T)),
+                   signs + first / 64, count, out);
+    __builtin_memset(out + count, 0, static_cast<size_t>(n - count) * sizeof(T));
+    if (count > 0) block<T>(out, out, n, static_cast<T>(1));  // else it is all zeros, and stays so
+}
+
+// Outputs job.index (mod n) of the transform of elements [first, first + n) of a row. Above kSrhtPiece only they are
+// computed, from those of the halves: work holds one piece, `spare` as many elements a level as there are outputs.
+template <class T>
+void srht_outputs(const SrhtJob& job, const char* source, int64_t first, int64_t n, int64_t piece, T* work, T* spare,
+                  T* result) {
+    if (n <= piece) {
+        recurse_flipped<T>(source, job.x.column_stride, job.x.type, job.signs, first, job.x.columns, work, n);
+        for (int64_t c = 0; c < job.components; ++c) result[c] = work[job.index[c] & (n - 1)];
+        return;
+    }
+    const int64_t half = n / 2;
+    srht_outputs(job, source, first, half, piece, work, spare + job.components, result);
+    srht_outputs(job, source, first + half, half, piece, work, spare + job.components, spare);
+    for (int64_t c = 0; c < job.components; ++c)
+        result[c] = job.index[c] & half ? result[c] - spare[c] : result[c] + spare[c];
+}
+
 template <class T>
 void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
-    const int64_t d = job.x.columns;
     const T scale = static_cast<T>(job.scale);
+    const int64_t piece = srht_piece(job);
     for (int64_t row = begin; row < end; ++row) {
-        const char* x = job.x.data + row * job.x.row_stride;
-        if (job.x.type == ElementType::same) {
-            flip_signs<T>(x, job.x.column_stride, job.signs, d, work);
-        } else {
-            convert(job.x.type, x, job.x.column_stride, d, work);
-            flip_signs<T>(reinterpret_cast<const char*>(work), sizeof(T), job.signs, d, work);
-        }
-        __builtin_memset(work + d, 0, static_cast<size_t>(job.length - d) * sizeof(T));
-        recurse<T>(work, work, job.length, static_cast<T>(1));
+        const char* source = job.x.data + row * job.x.row_stride;
         T* out = reinterpret_cast<T*>(job.out) + row * job.components;
+        if (piece < job.length) {
+            srht_outputs<T>(job, source, 0, job.length, piece, work, work + piece, out);
+            for (int64_t c = 0; c < job.components; ++c) out[c] = canonical(out[c] * scale);
+            continue;
+        }
+        recurse_flipped<T>(source, job.x.column_stride, job.x.type, job.signs, 0, job.x.columns, work, job.length);
         for (int64_t c = 0; c < job.components; ++c) out[c] = canonical(work[job.index[c]] * scale);
     }
 }

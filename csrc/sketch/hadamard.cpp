@@ -13,6 +13,27 @@
 #include "common/half.hpp"
 #include "common/scratch.hpp"
 
+namespace ef {
+namespace {
+constexpr int64_t kSrhtPiece = int64_t{1} << 18;  // elements transformed as a whole: what a row holds stays small
+
+// Elements of the pieces a row is transformed in; the whole length when that takes less memory.
+int64_t srht_piece(const SrhtJob& job) noexcept {
+    int64_t levels = 0;
+    while (job.length >> levels > kSrhtPiece) ++levels;
+    const int64_t piece = job.length >> levels;
+    return levels && job.components < (job.length - piece) / levels ? piece : job.length;
+}
+// Elements of working memory that go with it.
+int64_t srht_work(const SrhtJob& job) noexcept {
+    const int64_t piece = srht_piece(job);
+    int64_t work = piece;
+    for (int64_t n = job.length; n > piece; n /= 2) work += job.components;
+    return work;
+}
+}  // namespace
+}  // namespace ef
+
 #define EF_BODY "sketch/hadamard-inl.hpp"
 #include "common/foreach_isa.hpp"
 
@@ -83,7 +104,7 @@ bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept {
     const int64_t chunks = (n + step - 1) / step;
     int threads = threads_for(n, job.length < kGrain ? kGrain / job.length : 1, num_threads);
     if (threads > chunks) threads = chunks > 0 ? static_cast<int>(chunks) : 1;
-    Scratch scratch(threads, static_cast<size_t>(job.length) * sizeof(T));
+    Scratch scratch(threads, static_cast<size_t>(srht_work(job)) * sizeof(T));
     if (!scratch.ok()) return false;
     std::atomic<int64_t> next{0};
     parallel_for(threads, threads, [&](int64_t slot) noexcept {

@@ -10,7 +10,7 @@ constexpr int kTile = kPlanBytes / EF_VECTOR_BYTES;  // features transposed at a
 // Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one. With
 // kNegate their negatives follow, then a zero vector. Other element types are converted on the way, a tile at a time.
 template <class T, bool kNegate>
-EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, int count, T* tile, bool ahead) {
+EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, int count, T* tile) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const char* base = x.data + row * x.row_stride + first * x.column_stride;
@@ -20,7 +20,6 @@ EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, 
         base = reinterpret_cast<const char*>(converted);
         x.row_stride = kTile * static_cast<int64_t>(sizeof(T));
         x.column_stride = sizeof(T);
-        ahead = false;
     }
     T* const negative = tile + count * L;
     if (kNegate) store_as(tile + 2 * count * L, V{});
@@ -31,10 +30,8 @@ EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, 
         for (; j + L <= count; j += L) {
             V v[L];
             // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
-            if (ahead) {
 #pragma GCC unroll 16
-                for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + (j + kTile) * sizeof(T), 0, 2);
-            }
+            for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + (j + kTile) * sizeof(T), 0, 2);
             load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
 #pragma GCC unroll 16
             for (int r = 0; r < L; ++r) {
@@ -59,24 +56,13 @@ EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, 
         for (int j = 0; j < count; ++j) store_as(negative + j * L, -load_as<V>(tile + j * L));
 }
 
-// Reads ahead into the L2 cache, a few lines for every few additions.
-struct Ahead {
-    const char* at;
-    const char* end;
-    inline __attribute__((always_inline)) void lines(int count) {
-        for (int i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
-        at += at < end ? 64 * count : 0;
-    }
-};
-
 // Adds `count` transposed features to acc[component][row]. kNnz 0: any number of entries a feature.
 template <class T, int kNnz>
-EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count, T* acc, Ahead* ahead) {
+EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     for (int j = 0; j < count; ++j) {
         const V v = load_as<V>(tile + j * L);
-        if (j % 4 == 0) ahead->lines(4);
         if constexpr (kNnz > 0) {
             // The entries of one feature hit different outputs by construction: all loads may go before the stores.
             V sum[kNnz];
@@ -95,17 +81,42 @@ EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count
     }
 }
 
+// A whole tile of contiguous features, from the transposed registers: few entries a feature are not worth the detour
+// through memory.
+template <class T, int kNnz>
+EF_INLINE void add_directly(const HashJob& job, int64_t row, int rows, int64_t first, T* acc) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const char* source[L];
+    for (int r = 0; r < L; ++r)
+        source[r] = job.x.data + (row + (r < rows ? r : rows - 1)) * job.x.row_stride + first * job.x.column_stride;
+    for (int j = 0; j < kTile; j += L) {
+        V v[L];
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + j * sizeof(T) + kAheadBytes);
+        load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
+        const uint32_t* entry = job.entries + (first + j) * kNnz;
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i, entry += kNnz) {
+            V sum[kNnz];
+#pragma GCC unroll 4
+            for (int e = 0; e < kNnz; ++e)
+                sum[e] = load_as<V>(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L) + flip(v[i], entry[e]);
+#pragma GCC unroll 4
+            for (int e = 0; e < kNnz; ++e) store_as(acc + static_cast<size_t>(entry[e] & 0x7fffffffu) * L, sum[e]);
+        }
+    }
+}
+
 // The outputs of one class, kAtOnce at a time: several independent chains of additions in flight. kPairs 0: `pairs`.
 template <class T, int kPairs, int kAtOnce>
-EF_INLINE const uint16_t* add_outputs(const uint16_t* plan, int pairs, int* outputs, const char* base, T* acc,
-                                      Ahead* ahead) {
+EF_INLINE const uint16_t* add_outputs(const uint16_t* plan, int pairs, int* outputs, const char* base, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const int terms = 2 * (kPairs > 0 ? kPairs : pairs);
     for (; *outputs >= kAtOnce; *outputs -= kAtOnce, plan += kAtOnce * (terms + 1)) {
         T* to[kAtOnce];
         V sum[kAtOnce];
-        if (kAtOnce == 4) ahead->lines(4);
 #pragma GCC unroll 4
         for (int o = 0; o < kAtOnce; ++o) {
             to[o] = acc + static_cast<size_t>(plan[o * (terms + 1)]) * L;
@@ -122,38 +133,36 @@ EF_INLINE const uint16_t* add_outputs(const uint16_t* plan, int pairs, int* outp
 }
 
 template <class T, int kPairs>
-EF_INLINE const uint16_t* add_class(const uint16_t* plan, int pairs, int outputs, const char* base, T* acc,
-                                    Ahead* ahead) {
-    plan = add_outputs<T, kPairs, 4>(plan, pairs, &outputs, base, acc, ahead);
-    plan = add_outputs<T, kPairs, 2>(plan, pairs, &outputs, base, acc, ahead);
-    return add_outputs<T, kPairs, 1>(plan, pairs, &outputs, base, acc, ahead);
+EF_INLINE const uint16_t* add_class(const uint16_t* plan, int pairs, int outputs, const char* base, T* acc) {
+    plan = add_outputs<T, kPairs, 4>(plan, pairs, &outputs, base, acc);
+    plan = add_outputs<T, kPairs, 2>(plan, pairs, &outputs, base, acc);
+    return add_outputs<T, kPairs, 1>(plan, pairs, &outputs, base, acc);
 }
 
 // Adds by output: its accumulator stays in a register for all terms of the tile. Feature by feature, every term would
 // be a load that waits for a recent store to the same place. The sign of an entry is part of its address in the tile.
 template <class T>
-EF_INLINE void add_planned(const T* tile, const uint16_t* plan, T* acc, Ahead* ahead) {
+EF_INLINE void add_planned(const T* tile, const uint16_t* plan, T* acc) {
     const char* base = reinterpret_cast<const char*>(tile);
     for (int classes = *plan++; classes > 0; --classes) {
         const int pairs = *plan++, outputs = *plan++;
         switch (pairs) {  // a known number of terms needs no loop, and no mispredicted end of one
-            case 1: plan = add_class<T, 1>(plan, pairs, outputs, base, acc, ahead); break;
-            case 2: plan = add_class<T, 2>(plan, pairs, outputs, base, acc, ahead); break;
-            case 3: plan = add_class<T, 3>(plan, pairs, outputs, base, acc, ahead); break;
-            case 4: plan = add_class<T, 4>(plan, pairs, outputs, base, acc, ahead); break;
-            case 5: plan = add_class<T, 5>(plan, pairs, outputs, base, acc, ahead); break;
-            case 6: plan = add_class<T, 6>(plan, pairs, outputs, base, acc, ahead); break;
-            case 7: plan = add_class<T, 7>(plan, pairs, outputs, base, acc, ahead); break;
-            case 8: plan = add_class<T, 8>(plan, pairs, outputs, base, acc, ahead); break;
-            default: plan = add_class<T, 0>(plan, pairs, outputs, base, acc, ahead);
+            case 1: plan = add_class<T, 1>(plan, pairs, outputs, base, acc); break;
+            case 2: plan = add_class<T, 2>(plan, pairs, outputs, base, acc); break;
+            case 3: plan = add_class<T, 3>(plan, pairs, outputs, base, acc); break;
+            case 4: plan = add_class<T, 4>(plan, pairs, outputs, base, acc); break;
+            case 5: plan = add_class<T, 5>(plan, pairs, outputs, base, acc); break;
+            case 6: plan = add_class<T, 6>(plan, pairs, outputs, base, acc); break;
+            case 7: plan = add_class<T, 7>(plan, pairs, outputs, base, acc); break;
+            case 8: plan = add_class<T, 8>(plan, pairs, outputs, base, acc); break;
+            default: plan = add_class<T, 0>(plan, pairs, outputs, base, acc);
         }
     }
 }
 
-// Rows [row, row + rows), side by side in vectors. `next` rows after them are this thread's next ones.
+// Rows [row, row + rows), side by side in vectors.
 template <class T>
-void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t row, int rows, int next,
-                T* acc) {
+void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_start, int64_t row, int rows, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const int64_t k = job.components, d = job.x.columns;
@@ -166,37 +175,35 @@ void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_st
         __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
     }
     alignas(64) T tile[(2 * kTile + 1) * L];
-    // Rows that lie one after the other are read ahead as one stream, the next group while this one is added up: memory
-    // is fastest that way. Otherwise the next tile of every row.
-    const bool stream = job.x.type == ElementType::same && job.x.column_stride == static_cast<int64_t>(sizeof(T)) &&
-                        job.x.row_stride == d * static_cast<int64_t>(sizeof(T)) && d * L * int64_t{sizeof(T)} <= kReadAhead;
-    const char* following = job.x.data + (row + rows) * job.x.row_stride;
     for (int64_t j = 0; j < d; j += kTile) {
         const int count = d - j < kTile ? static_cast<int>(d - j) : kTile;
-        Ahead ahead = {job.x.data, job.x.data};
-        if (stream && next > 0) {
-            const int64_t bytes = next * static_cast<int64_t>(sizeof(T));
-            ahead = {following + j * bytes, following + (j + count) * bytes};
-        }
         if (plan) {
-            load_tile<T, true>(job.x, row, rows, j, count, tile, !stream);
-            add_planned<T>(tile, plan + plan_start[j / kTile], acc, &ahead);
+            load_tile<T, true>(job.x, row, rows, j, count, tile);
+            add_planned<T>(tile, plan + plan_start[j / kTile], acc);
             continue;
         }
-        load_tile<T, false>(job.x, row, rows, j, count, tile, !stream);
+        const bool whole = count == kTile && job.x.type == ElementType::same &&
+                           job.x.column_stride == static_cast<int64_t>(sizeof(T));
+        if (whole && job.nnz == 1) {
+            add_directly<T, 1>(job, row, rows, j, acc);
+            continue;
+        }
+        if (whole && job.nnz == 4) {
+            add_directly<T, 4>(job, row, rows, j, acc);
+            continue;
+        }
+        load_tile<T, false>(job.x, row, rows, j, count, tile);
         if (job.starts) {
             for (int i = 0; i < count; ++i) {
                 const int64_t at = job.starts[j + i];
-                add_tile<T, 0>(tile + i * L, job.entries + at, static_cast<int>(job.starts[j + i + 1] - at), 1, acc, &ahead);
+                add_tile<T, 0>(tile + i * L, job.entries + at, static_cast<int>(job.starts[j + i + 1] - at), 1, acc);
             }
             continue;
         }
         const uint32_t* entry = job.entries + j * job.nnz;
         switch (job.nnz) {
-            case 8: add_tile<T, 8>(tile, entry, 8, count, acc, &ahead); break;
-            case 4: add_tile<T, 4>(tile, entry, 4, count, acc, &ahead); break;
-            case 1: add_tile<T, 1>(tile, entry, 1, count, acc, &ahead); break;
-            default: add_tile<T, 0>(tile, entry, job.nnz, count, acc, &ahead);
+            case 8: add_tile<T, 8>(tile, entry, 8, count, acc); break;
+            default: add_tile<T, 0>(tile, entry, job.nnz, count, acc);
         }
     }
     int64_t c = 0;
@@ -250,9 +257,7 @@ void hash_rows_of(const HashJob& job, const uint16_t* plan, const int64_t* plan_
     while (begin < end) {
         const int rows = end - begin < L ? static_cast<int>(end - begin) : L;
         if (acc && rows > 2) {
-            const int64_t left = end - begin - rows;
-            hash_lanes<T>(job, plan, plan_start, begin, rows, left < L ? static_cast<int>(left) : L,
-                          static_cast<T*>(acc));
+            hash_lanes<T>(job, plan, plan_start, begin, rows, static_cast<T*>(acc));
             begin += rows;
         } else {
             hash_row<T>(job, begin++);

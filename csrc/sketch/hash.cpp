@@ -18,7 +18,7 @@
 namespace ef {
 namespace {
 constexpr int kPlanBytes = 1 << 13;  // of a tile of transposed features; their negatives take as much again
-constexpr int64_t kReadAhead = 384 << 10;  // of rows read ahead as one stream: they wait in the L2 cache
+constexpr int kAheadBytes = 256;     // of every row, fetched while these are added
 }
 }  // namespace ef
 
@@ -38,6 +38,7 @@ constexpr size_t kMaxAccumulator = size_t{1} << 20;  // bytes; above it the lane
 constexpr int64_t kGrain = int64_t{1} << 18;         // additions worth a thread
 constexpr int kVectorBytes[kIsaCount] = {16, 32, 64, 16};
 constexpr int64_t kMinRowsForPlan = 256;
+constexpr int64_t kMinTermsForPlan = 3;  // of an output in a tile, on average
 
 // The entries regrouped: per tile the number of classes, then for each class (pairs, outputs) and for each of its
 // outputs its number and 2 * pairs terms. A term is the byte offset of a vector in the tile: feature j, its negative
@@ -203,7 +204,7 @@ bool hash_transform(Isa isa, const HashJob& job, int num_threads) noexcept {
     // A plan is worth it when a tile brings an output several terms, and many rows share it.
     const int64_t tiles = (d + kPlanBytes / vector_bytes - 1) / (kPlanBytes / vector_bytes);
     Plan plan;
-    if (acc_bytes && n >= kMinRowsForPlan && terms >= 2 * job.components * tiles) plan.build(job, vector_bytes);
+    if (acc_bytes && n >= kMinRowsForPlan && terms >= kMinTermsForPlan * job.components * tiles) plan.build(job, vector_bytes);
     std::atomic<int64_t> next{0};
     parallel_for(threads, threads, [&](int64_t slot) noexcept {
         for (int64_t lot; (lot = next.fetch_add(1, std::memory_order_relaxed)) < lots;)

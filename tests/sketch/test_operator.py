@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 import edgefast as ef
 from edgefast import backends
 from edgefast.backends import streams
-from edgefast.sketch import SketchOperator, _operator, johnson_lindenstrauss_min_dim
+from edgefast.sketch import SketchOperator, _kinds, johnson_lindenstrauss_min_dim
 
-KINDS = ("sparse_stack", "srht", "rademacher")
+KINDS = ("sparse_stack", "countsketch", "srht", "rademacher", "sparse", "rotation")  # gaussian: test_dense.py
+PLUS_MINUS_ONE = ("sparse_stack", "countsketch", "srht", "rademacher")
+NUMBERS = {"countsketch": 1, "sparse_stack": 2, "rademacher": 3, "srht": 5, "rotation": 6, "sparse": 7}
 SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97)
 DTYPES = (np.float32, np.float64)
 
@@ -41,9 +43,16 @@ def data(n: int, d: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)).astype(dtype)
 
 
+def make(kind: str, d: int, k: int, **kwargs: Any) -> SketchOperator:
+    """An operator of any kind; a rotation keeps its d."""
+    return SketchOperator(kind, d, d if kind == "rotation" else k, **kwargs)
+
+
 def operators(d: int, k: int, seed: int = 3) -> list[SketchOperator]:
     ops = [SketchOperator("sparse_stack", d, k, seed=seed, nnz=nnz) for nnz in (1, 4, 8, 11)]
+    ops.append(SketchOperator("countsketch", d, k, seed=seed))
     ops.append(SketchOperator("rademacher", d, k, seed=seed))
+    ops.extend(SketchOperator("sparse", d, k, seed=seed, density=density) for density in (1, 1 / 3, "auto"))
     if k <= 1 << (d - 1).bit_length():
         ops.append(SketchOperator("srht", d, k, seed=seed))
     return ops
@@ -52,9 +61,11 @@ def operators(d: int, k: int, seed: int = 3) -> list[SketchOperator]:
 def reference(op: SketchOperator, X: np.ndarray) -> np.ndarray:
     """The promised bits, one addition at a time: +-x summed from +0 in ascending order of features, then scaled."""
     k = op.n_components
+    if op.kind == "rotation":
+        return rotated(X, _kinds.rotation_signs_of(op))
     if op.kind == "srht":
         n = 1 << (op.n_features - 1).bit_length()
-        signs, index = op._srht()
+        signs, index = _kinds.KINDS["srht"].integers(op)
         bits = (signs[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
         work = np.zeros((len(X), n), X.dtype)
         work[:, : op.n_features] = np.where(bits.ravel()[: op.n_features] == 1, -X, X)
@@ -72,6 +83,29 @@ def reference(op: SketchOperator, X: np.ndarray) -> np.ndarray:
             hit = matrix[:, j] != 0
             acc[:, hit] += X[:, j, None] * matrix[hit, j]
     return np.ascontiguousarray(acc * X.dtype.type(op.scale))
+
+
+def rotated(X: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """The steps of a rotation, spelt out."""
+    d, real = X.shape[1], X.dtype.type
+    n = 1 << (d.bit_length() - 1)
+    bits = ((signs[:, :, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)).reshape(len(signs), -1)[:, :d]
+    Y = X.copy()
+    for step, negative in enumerate(bits):
+        Y[:, negative == 1] *= -1
+        if n < d and step % 2 == 0:
+            for i in range(d // 2):
+                a, b = Y[:, i].copy(), Y[:, d - d // 2 + i].copy()
+                Y[:, i], Y[:, d - d // 2 + i] = (a + b) * real(math.sqrt(0.5)), (a - b) * real(math.sqrt(0.5))
+        offset = d - n if step % 2 else 0
+        h = 1
+        while h < n:
+            i = offset + np.arange(n)[np.arange(n) & h == 0]
+            a, b = Y[:, i], Y[:, i + h]
+            Y[:, i], Y[:, i + h] = a + b, a - b
+            h *= 2
+        Y[:, offset : offset + n] *= real(1 / math.sqrt(n))
+    return Y
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
@@ -109,20 +143,67 @@ def test_table_is_random_access_and_equal_everywhere(backend: str, k: int, nnz: 
     np.testing.assert_array_equal(far, streams.stack_table(9, k, nnz, 2**40, 2))
 
 
+@pytest.mark.parametrize("k", [1, 7, 64, 1000, 2**31 - 1])
+def test_countsketch_table_is_random_access_and_equal_everywhere(backend: str, k: int) -> None:
+    whole = streams.countsketch_table(9, k, 0, 50)
+    assert int((whole & np.uint32(0x7FFFFFFF)).max()) < k
+    for first, count in ((0, 50), (13, 7), (49, 1), (8, 8), (7, 0)):
+        out = np.empty((count, 1), np.uint32)
+        backends.kernels().countsketch_table(9, k, first, out)
+        np.testing.assert_array_equal(out, whole[first : first + count])
+    far = np.empty((11, 1), np.uint32)
+    backends.kernels().countsketch_table(9, k, 2**61 - 3, far)
+    np.testing.assert_array_equal(far, streams.countsketch_table(9, k, 2**61 - 3, 11))
+
+
+@pytest.mark.parametrize(("d", "k", "code"), [(50, 1, 3), (50, 64, 1), (50, 97, 3), (50, 300, 255), (10**6, 200, 0)])
+def test_sparse_table_is_random_access_and_equal_everywhere(backend: str, d: int, k: int, code: int) -> None:
+    thresholds = streams.sparse_thresholds(streams.sparse_probability(code, d), k)
+    starts, entries = streams.sparse_entries(9, k, thresholds, 0, 50)
+    for first, count in ((0, 50), (13, 7), (49, 1), (5, 0)):
+        got = np.empty(count + 1, np.int64)
+        backends.kernels().sparse_starts(9, k, thresholds, first, got)
+        np.testing.assert_array_equal(got, starts[first : first + count + 1] - starts[first])
+        packed = np.empty(int(got[-1]), np.uint32)
+        backends.kernels().sparse_table(9, k, thresholds, first, got, packed)
+        np.testing.assert_array_equal(packed, entries[starts[first] : starts[first + count]])
+    for j in range(50):
+        buckets = entries[starts[j] : starts[j + 1]] & np.uint32(0x7FFFFFFF)
+        assert np.all(np.diff(buckets.astype(np.int64)) > 0)
+        assert np.all(buckets < k)
+
+
 # SHA-256 of toarray()'s signs as int8; these may never change.
 GOLDEN = {
     ("sparse_stack", 1000, 64, 7, 8): "d408c84b5078524abdbb01f2f7b85fa49025b2329f2675145152809ef5ab6500",
     ("sparse_stack", 300, 50, 2**64 - 1, 11): "1760760a8296c77d039642c1b66a5382bcc1dbe49465d4fdf506779babed0711",
     ("srht", 1000, 64, 7, 8): "e4d1d8894086bfa8a25799b59a78d594b7cea9b48cb981a04a856fb297d83828",
     ("rademacher", 1000, 300, 7, 8): "8ac139cd38ae292667dfe9d23a776f91e0c264ad66e7a3b748a8ec2f73617c2f",
+    ("countsketch", 1000, 64, 7, 8): "CS",
+    ("sparse", 1000, 64, 7, 3): "SP3",
+    ("sparse", 1000, 64, 2**64 - 1, "auto"): "SPA",
+}
+# SHA-256 of all sign words of a rotation, little-endian, and of its matrix, float64.
+GOLDEN_ROTATION = {
+    (256, 7): ("R256S", "R256M"),
+    (100, 2**64 - 1): ("R100S", "R100M"),
 }
 
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_operators(case: Any) -> None:
     kind, d, k, seed, nnz = case
-    signs = np.sign(SketchOperator(kind, d, k, seed=seed, nnz=nnz).toarray()).astype(np.int8)
+    extra = {"density": nnz if nnz == "auto" else 1 / nnz} if kind == "sparse" else {"nnz": nnz}
+    signs = np.sign(SketchOperator(kind, d, k, seed=seed, **extra).toarray()).astype(np.int8)
     assert hashlib.sha256(signs.tobytes()).hexdigest() == GOLDEN[case]
+
+
+@pytest.mark.parametrize("case", GOLDEN_ROTATION)
+def test_golden_rotations(case: Any) -> None:
+    d, seed = case
+    words = streams.rotation_signs(seed, d).astype("<u8")
+    matrix = SketchOperator("rotation", d, d, seed=seed).toarray().astype("<f8")
+    assert tuple(hashlib.sha256(a.tobytes()).hexdigest() for a in (words, matrix)) == GOLDEN_ROTATION[case]
 
 
 # SHA-256 of the float32 and float64 output for the input below, the same on every backend.
@@ -131,6 +212,12 @@ GOLDEN_OUTPUT = {
     ("sparse_stack", "float64"): "3cb4fe37b756dd807529aad6272aabf42a34ac53bdf19220b24b0152e8891626",
     ("srht", "float32"): "370e45ffb4f33a39cb5804c42b5d43318dd1f225d046c4faff6febaf8f9ab13b",
     ("srht", "float64"): "40b9e758fe624b76219918d6f5894faadcd7b7dd26b1ef58b9650e616974548e",
+    ("countsketch", "float32"): "OC4",
+    ("countsketch", "float64"): "OC8",
+    ("sparse", "float32"): "OS4",
+    ("sparse", "float64"): "OS8",
+    ("rotation", "float32"): "OR4",
+    ("rotation", "float64"): "OR8",
 }
 
 
@@ -138,7 +225,7 @@ GOLDEN_OUTPUT = {
 def test_golden_output_bytes(backend: str, kind: str, dtype: str) -> None:
     # Integer arithmetic makes the input the same everywhere.
     X = ((np.arange(70 * 1000) * 7919 % 10007).reshape(70, 1000) / 997 - 5).astype(dtype)
-    Y = SketchOperator(kind, 1000, 64, seed=7).transform(X)
+    Y = make(kind, 1000, 64, seed=7).transform(X)
     assert hashlib.sha256(Y.tobytes()).hexdigest() == GOLDEN_OUTPUT[kind, dtype]
 
 
@@ -174,22 +261,23 @@ def test_larger_batches(backend: str, n: int, d: int, k: int, dtype: Any) -> Non
         assert np.all(np.abs(Y - expected) <= bound[:, None])
 
 
-def test_entries_drawn_on_the_fly_give_the_same_bytes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for nnz in (4, 8, 11):
-        op = SketchOperator("sparse_stack", 1000, 48, seed=4, nnz=nnz)
-        for n in (1, 2, 20, 80):
+def test_features_in_chunks_give_the_same_bytes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator too large to hold is applied a few features at a time; where the cuts are shows nowhere."""
+    for op in operators(1000, 48, seed=4):
+        for n in (1, 2, 20, 80, 300):
             X = data(n, 1000)
             expected = op.transform(X)
-            monkeypatch.setattr(_operator, "_MAX_TABLE_BYTES", 0)
-            np.testing.assert_array_equal(op.transform(X), expected)
-            monkeypatch.undo()
+            for entries in (1, 37, 1111):
+                monkeypatch.setattr(_kinds, "_CHUNK_ENTRIES", entries if n < 80 else 1111)
+                np.testing.assert_array_equal(op.transform(X), expected)
+                monkeypatch.undo()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_layouts(backend: str, kind: str, dtype: Any) -> None:
     d, k, n = 97, 24, 37
-    op = SketchOperator(kind, d, k, seed=1)
+    op = make(kind, d, k, seed=1)
     X = data(n, d, dtype)
     expected = op.transform(X)
     wide = np.zeros((2 * n, 3 * d), dtype)
@@ -222,41 +310,42 @@ def test_layouts(backend: str, kind: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(backend: str, kind: str) -> None:
-    op = SketchOperator(kind, 40, 12, seed=1)
+    op = make(kind, 40, 12, seed=1)
     X = data(3, 40)
-    assert op.transform(X[:0]).shape == (0, 12)
+    assert op.transform(X[:0]).shape == (0, op.n_components)
     one = op.transform(X[0])
-    assert one.shape == (12,)
+    assert one.shape == (op.n_components,)
     np.testing.assert_allclose(one, op.transform(X)[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(op.transform(X[:1])[0], one)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_out(backend: str, kind: str) -> None:
-    op = SketchOperator(kind, 40, 12, seed=1)
+    op = make(kind, 40, 12, seed=1)
     X = data(5, 40)
     expected = op.transform(X)
+    k = op.n_components
     for out in (
-        np.empty((5, 12), np.float32),
-        np.empty((5, 12), np.float32, order="F"),
-        np.empty((10, 36), np.float32)[::2, ::3],
-        np.empty(5 * 12 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(5, 12),
+        np.empty((5, k), np.float32),
+        np.empty((5, k), np.float32, order="F"),
+        np.empty((10, 3 * k), np.float32)[::2, ::3],
+        np.empty(5 * k * 4 + 1, np.uint8)[1:].view(np.float32).reshape(5, k),
     ):
         assert op.transform(X, out=out) is out
         np.testing.assert_array_equal(out, expected)
-    vector = np.empty(12, np.float32)
+    vector = np.empty(k, np.float32)
     assert op.transform(X[0], out=vector) is vector
     np.testing.assert_array_equal(vector, op.transform(X[0]))
     # Interleaved with X but sharing no element: allowed.
-    both = np.zeros((5, 80), np.float32)
+    both = np.zeros((5, 40 + k), np.float32)
     both[:, :40] = X
-    op.transform(both[:, :40], out=both[:, 40:52])
-    np.testing.assert_array_equal(both[:, 40:52], expected)
+    op.transform(both[:, :40], out=both[:, 40:])
+    np.testing.assert_array_equal(both[:, 40:], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_and_batching_never_change_bits(backend: str, kind: str) -> None:
-    op = SketchOperator(kind, 600, 64, seed=2)
+    op = make(kind, 600, 64, seed=2)
     X = data(700, 600)
     whole = op.transform(X, num_threads=1)
     for threads in (2, 3, 8):
@@ -273,7 +362,7 @@ def test_rademacher_and_others_agree_between_native_and_numba(kind: str) -> None
     missing = {"native", "numba"} - set(ef.available_backends())
     if missing:
         pytest.skip(f"missing {missing}")
-    op = SketchOperator(kind, 300, 270, seed=8)
+    op = make(kind, 300, 270, seed=8)
     X = data(21, 300)
     with ef.using("native"):
         native = op.transform(X)
@@ -285,19 +374,19 @@ def test_rademacher_and_others_agree_between_native_and_numba(kind: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 5, 70])
 def test_nan_and_infinity(backend: str, kind: str, dtype: Any, n: int) -> None:
-    op = SketchOperator(kind, 50, 16, seed=6)
+    op = make(kind, 50, 16, seed=6)
     X = data(n, 50, dtype)
     X[0, 3] = np.nan
     X[-1, 7] = np.inf
     X[n // 2, 9] = -np.inf
     X[n // 2, 10] = np.finfo(dtype).max
     with np.errstate(all="ignore"):
-        expected = X.astype(np.float64) @ np.where(op.toarray() == 0, 0, 1).T
         hit = (np.where(np.isfinite(X), 0, 1) @ (op.toarray() != 0).T) > 0
     Y = op.transform(X)
     if n > 1:
-        np.testing.assert_array_equal(np.isnan(Y[0]), np.isnan(expected[0]) if kind != "sparse_stack" else hit[0])
-        assert np.all(np.isinf(Y[-1]) == hit[-1])
+        np.testing.assert_array_equal(np.isnan(Y[0]), hit[0])
+        if kind != "rotation":  # there two steps can meet in inf - inf
+            assert np.all(np.isinf(Y[-1]) == hit[-1])
     # Every NaN is the same one.
     bits = Y.view(np.uint32 if dtype == np.float32 else np.uint64)[np.isnan(Y)]
     quiet = np.array(np.nan, dtype).view(bits.dtype)
@@ -311,15 +400,15 @@ def test_nan_and_infinity(backend: str, kind: str, dtype: Any, n: int) -> None:
 
 
 def test_signed_zero_and_denormals(backend: str) -> None:
-    for kind in ("sparse_stack", "srht"):
-        op = SketchOperator(kind, 33, 8, seed=6)
+    for kind in ("sparse_stack", "countsketch", "srht", "sparse", "rotation"):
+        op = make(kind, 33, 8, seed=6)
         for value in (-0.0, 1e-42, -1e-45):
             X = np.full((20, 33), value, np.float32)
             np.testing.assert_array_equal(op.transform(X).view(np.uint32), reference(op, X).view(np.uint32))
 
 
 @given(
-    kind=st.sampled_from(["sparse_stack", "srht"]),
+    kind=st.sampled_from(["sparse_stack", "countsketch", "srht", "sparse", "rotation"]),
     d=st.integers(1, 200),
     k=st.integers(1, 80),
     n=st.integers(1, 90),
@@ -332,7 +421,7 @@ def test_every_backend_gives_the_same_bytes(
 ) -> None:
     if kind == "srht":
         k = min(k, 1 << (d - 1).bit_length())
-    op = SketchOperator(kind, d, k, seed=seed, nnz=nnz)
+    op = make(kind, d, k, seed=seed, nnz=nnz, density=1 / nnz if nnz < 20 else "auto")
     X = data(n, d, np.float32 if single else np.float64, seed % 1000)
     with ef.using("numpy"):
         expected = op.transform(X)
@@ -349,7 +438,7 @@ def test_every_backend_gives_the_same_bytes(
 )
 def test_linear(kind: str, d: int, k: int, a: int, b: int) -> None:
     k = min(k, d)
-    op = SketchOperator(kind, d, k, seed=5)
+    op = make(kind, d, k, seed=5)
     X, Z = (np.rint(9 * data(4, d, np.float64, s)) for s in (1, 2))
     # Integer data: every sum is exact, so only the scaling rounds.
     np.testing.assert_allclose(
@@ -357,9 +446,9 @@ def test_linear(kind: str, d: int, k: int, a: int, b: int) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLUS_MINUS_ONE)
 def test_toarray_structure(kind: str) -> None:
-    op = SketchOperator(kind, 50, 20, seed=3)
+    op = make(kind, 50, 20, seed=3)
     matrix = op.toarray()
     assert matrix.shape == (20, 50)
     assert matrix.dtype == np.float64
@@ -383,26 +472,78 @@ def test_srht_rows_are_distinct_and_can_be_all() -> None:
     assert ((counts - 500) ** 2 / 500).sum() < 61
 
 
-@pytest.mark.parametrize("nnz", [1, 8])
+@pytest.mark.parametrize("nnz", [0, 1, 8])  # 0: countsketch
 def test_buckets_and_signs_are_uniform(nnz: int) -> None:
-    table = streams.stack_table(11, 64, nnz, 0, 64000)
+    table = streams.stack_table(11, 64, nnz, 0, 64000) if nnz else streams.countsketch_table(11, 64, 0, 64000)
     counts = np.bincount((table & 0x7FFFFFFF).ravel(), minlength=64)
     expected = table.size / 64
     assert ((counts - expected) ** 2 / expected).sum() < 103  # chi-square, 63 degrees of freedom, p = 0.001
     assert abs((table >> 31).mean() - 0.5) < 4 * 0.5 / math.sqrt(table.size)
+    # Bucket and sign are independent.
+    negative = np.bincount((table & 0x7FFFFFFF).ravel(), weights=(table >> 31).ravel(), minlength=64)
+    assert (4 * (negative - counts / 2) ** 2 / counts).sum() < 104  # 64 degrees of freedom
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("density", [1, 1 / 3, 1 / 20, "auto"])
+def test_sparse_entries_are_independent(density: Any) -> None:
+    """Number of entries, their spread over the outputs and over the features, and their signs."""
+    d, k = 6400, 64
+    op = SketchOperator("sparse", d, k, seed=5, density=density)
+    p = op.density
+    assert p == pytest.approx(1 / 80 if density == "auto" else density)
+    hit = op.toarray() != 0
+    assert abs(hit.mean() - p) <= 4 * math.sqrt(p * (1 - p) / hit.size)
+    if p < 1:
+        rows = (hit.sum(axis=1) - d * p) ** 2 / (d * p * (1 - p))
+        assert rows.sum() < 105  # 64 degrees of freedom, p = 0.001
+        # Entries of a feature: binomial, so mean and variance over the features are k p and k p (1 - p).
+        columns = hit.sum(axis=0)
+        variance = k * p * (1 - p)
+        assert abs(columns.mean() - k * p) < 4 * math.sqrt(variance / d)
+        assert abs(columns.var() / variance - 1) < 5 * math.sqrt((2 + 1 / variance) / d)
+        # Neighbours are independent: both hit with probability p^2.
+        assert abs((hit[1:] & hit[:-1]).mean() - p * p) < 5 * p / math.sqrt(hit.size)
+    signs = np.sign(op.toarray()[hit])
+    assert abs(signs.mean()) < 4 / math.sqrt(signs.size)
+
+
+def test_sparse_skips_features_as_documented() -> None:
+    """The reason it is for comparison only: a feature is unused with probability (1 - 1 / sqrt(d)) ** k."""
+    d, k = 10_000, 64
+    unused = np.mean(~np.any(SketchOperator("sparse", d, k, density="auto").toarray(), axis=0))
+    expected = (1 - 0.01) ** k
+    assert abs(unused - expected) < 4 * math.sqrt(expected / d)
+    assert SketchOperator("sparse", 100, 10, density=1).nnz == 10
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rotation"])
 def test_distortion_is_what_theory_says(kind: str) -> None:
-    """Var of |Sx|^2 / |x|^2 is (2/k)(1 - sum x^4), for srht times (n - k) / (n - 1)."""
-    d, k, seeds = 128, 32, 1500
+    """Var of |Sx|^2 / |x|^2 is (2/k)(1 - sum x^4), for srht times (n - k) / (n - 1), for sparse (2 + (s - 3) sum x^4)/k."""
+    d, k, seeds, s = 128, 32, 1500, 7
     x = data(1, d, np.float64)[0]
     x /= np.linalg.norm(x)
-    norms = np.array([np.sum(SketchOperator(kind, d, k, seed=s).transform(x) ** 2) for s in range(seeds)])
-    variance = 2 / k * (1 - np.sum(x**4)) * ((d - k) / (d - 1) if kind == "srht" else 1)
+    norms = np.array(
+        [np.sum(make(kind, d, k, seed=i, density=1 / s).transform(x) ** 2) for i in range(seeds)]
+    )
+    x4 = np.sum(x**4)
+    variance = (2 + (s - 3) * x4) / k if kind == "sparse" else 2 / k * (1 - x4)
+    if kind == "srht":
+        variance *= (d - k) / (d - 1)
     assert abs(norms.mean() - 1) < 4.5 * math.sqrt(variance / seeds)
     # The sample variance of a nearly chi-square-like statistic: its relative error is about sqrt((kurtosis - 1) / n).
     assert abs(norms.var() / variance - 1) < 5 * math.sqrt(3 / seeds)
+
+
+@pytest.mark.parametrize("kind", ["sparse_stack", "srht", "rademacher", "gaussian", "sparse"])
+def test_subspace_distortion(kind: str) -> None:
+    """Singular values of S on a subspace of dimension r lie near 1 +- sqrt(r / k), spiky subspaces included."""
+    d, k, r = 1000, 400, 16
+    bases = [np.linalg.qr(data(d, r, np.float64))[0], np.eye(d)[:, :r]]
+    for basis in bases[: 1 if kind == "sparse" else 2]:
+        for seed in range(3):
+            values = np.linalg.svd(SketchOperator(kind, d, k, seed=seed).toarray() @ basis, compute_uv=False)
+            assert values.max() < 1 + 1.5 * math.sqrt(r / k)
+            assert values.min() > 1 - 1.5 * math.sqrt(r / k)
 
 
 def test_every_feature_is_used() -> None:
@@ -415,14 +556,15 @@ def test_every_feature_is_used() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trips(kind: str) -> None:
-    op = SketchOperator(kind, 1000, 64, seed=2**64 - 1, nnz=5)
+    k = 1000 if kind == "rotation" else 64
+    op = SketchOperator(kind, 1000, k, seed=2**64 - 1, nnz=5, density=1 / 7)
     raw = op.to_bytes()
     assert len(raw) == 24
     assert raw[0] == 1
-    assert raw[1] == {"sparse_stack": 2, "rademacher": 3, "srht": 5}[kind]
-    assert raw[2] == (5 if kind == "sparse_stack" else 0)
+    assert raw[1] == NUMBERS[kind]
+    assert raw[2] == {"sparse_stack": 5, "sparse": 7}.get(kind, 0)
     assert raw[3] == 0
-    assert int.from_bytes(raw[4:8], "little") == 64
+    assert int.from_bytes(raw[4:8], "little") == k
     assert int.from_bytes(raw[8:16], "little") == 1000
     assert int.from_bytes(raw[16:], "little") == 2**64 - 1
     for same in (
@@ -438,7 +580,7 @@ def test_round_trips(kind: str) -> None:
         assert hash(same) == hash(op)
         assert same.fingerprint == op.fingerprint
     assert len(pickle.dumps(op)) < 150
-    assert op != SketchOperator(kind, 1000, 64, seed=1, nnz=5)
+    assert op != make(kind, 1000, 64, seed=1, nnz=5)
     assert op != raw
     digest = hashlib.sha256(raw).digest()
     assert op.fingerprint == int.from_bytes(digest[:8], "little")
@@ -489,13 +631,15 @@ def changed(index: int, value: int) -> bytes:
         (b"", ValueError, "data: expected 24 bytes, got 0"),
         (bytes(25), ValueError, "data: expected 24 bytes, got 25"),
         (changed(0, 2), ValueError, "data: expected descriptor version 1, got 2"),
-        (changed(1, 4), ValueError, "data: expected kind 2 (sparse_stack), 3 (rademacher), 5 (srht), got 4"),
+        (changed(1, 8), ValueError, "data: expected kind 2 (sparse_stack), 1 (countsketch), 5 (srht), 3 (rademacher), "),
+        (changed(1, 0), ValueError, "4 (gaussian), 7 (sparse), 6 (rotation), got 0"),
+        (changed(1, 6), ValueError, "n_components: expected n_features (1000) for 'rotation', got 64"),
         (changed(2, 0), ValueError, "nnz: expected an integer from 1 to 255, got 0"),
-        (changed(2, 65), ValueError, "data: expected nnz 64 for this operator, got 65"),
+        (changed(2, 65), ValueError, "data: expected 64 as the third byte of this operator, got 65"),
         (changed(3, 1), ValueError, "data: expected flags 0, got 1"),
         (changed(7, 255), ValueError, "n_components: expected an integer from 1 to 2147483647"),
         (changed(15, 255), ValueError, "n_features: expected an integer from 1 to"),
-        (changed(1, 3), ValueError, "data: expected nnz 0 for this operator, got 8"),
+        (changed(1, 3), ValueError, "data: expected 0 as the third byte of this operator, got 8"),
     ],
 )
 def test_bad_descriptors(raw: Any, error: type[Exception], message: str) -> None:
@@ -507,8 +651,17 @@ def test_bad_descriptors(raw: Any, error: type[Exception], message: str) -> None
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "message"),
     [
-        (("gauss", 10, 2), {}, ValueError, "kind: expected one of 'sparse_stack', 'rademacher', 'srht', got 'gauss'"),
-        (("countsketch", 10, 2), {}, ValueError, "kind: expected one of"),
+        (("gauss", 10, 2), {}, ValueError, "kind: expected one of 'sparse_stack', 'countsketch', "),
+        (("SRHT", 10, 2), {}, ValueError, "'sparse', 'rotation', got 'SRHT'"),
+        (("rotation", 10, 9), {}, ValueError, "n_components: expected n_features (10) for 'rotation', got 9"),
+        (("sparse", 10, 2), {"density": 0.3}, ValueError, "density: expected 'auto' or 1/s with an integer s from 1"),
+        (("sparse", 10, 2), {"density": 0.0}, ValueError, "density: expected 'auto' or 1/s"),
+        (("sparse", 10, 2), {"density": -1}, ValueError, "density: expected 'auto' or 1/s"),
+        (("sparse", 10, 2), {"density": 1 / 256}, ValueError, "density: expected 'auto' or 1/s"),
+        (("sparse", 10, 2), {"density": float("nan")}, ValueError, "density: expected 'auto' or 1/s"),
+        (("sparse", 10, 2), {"density": "third"}, TypeError, "density: expected 'auto' or a float, got str"),
+        (("sparse", 10, 2), {"density": True}, TypeError, "density: expected 'auto' or a float, got bool"),
+        (("sparse", 10, 2), {"density": None}, TypeError, "density: expected 'auto' or a float, got NoneType"),
         ((3, 10, 2), {}, TypeError, "kind: expected a string, got int"),
         (("srht", 0, 1), {}, ValueError, "n_features: expected an integer from 1 to"),
         (("srht", 10.0, 1), {}, TypeError, "n_features: expected an integer, got float"),
