@@ -90,9 +90,11 @@ def test_csr_peers(benchmark: Any, contender: Any, case: Any, peer: str, threads
             contender(benchmark, "SciPy clarkson_woodruff_transform", bytes=size_of(X) + 4 * n * k)
         else:
             random_projection = pytest.importorskip("sklearn.random_projection")
-            fitted = getattr(random_projection, peer)(k, random_state=0, dense_output=True) if peer.startswith(
-                "Sparse"
-            ) else getattr(random_projection, peer)(k, random_state=0)
+            fitted = (
+                getattr(random_projection, peer)(k, random_state=0, dense_output=True)
+                if peer.startswith("Sparse")
+                else getattr(random_projection, peer)(k, random_state=0)
+            )
             matrix = sparse.csr_matrix(X)
             fitted.fit(matrix)
 

@@ -122,7 +122,9 @@ def test_64_bit_integers_are_held_to_what_float64_holds() -> None:
     op = operator("countsketch", 3, 2)
     for name in ("i8", "u8"):
         assert op.transform(np.array([[2**53, 0, 1]], name)).dtype == np.float64
-        with pytest.raises(ValueError, match=r"X: expected integers that float64 holds exactly, up to 2\*\*53, got 90071"):
+        with pytest.raises(
+            ValueError, match=r"X: expected integers that float64 holds exactly, up to 2\*\*53, got 90071"
+        ):
             op.transform(np.array([[2**53 + 1, 0, 1]], name))
     with pytest.raises(ValueError, match=r"got -9007199254740993"):
         op.transform(np.array([[-(2**53) - 1, 0, 1]]))
@@ -227,10 +229,10 @@ def test_nonfinite_policy(backend: str, kind: str) -> None:
         Z = X.copy()
         used = np.flatnonzero(np.abs(op.toarray()).sum(axis=0))[3]
         Z[4, used] = bad
-        for given in (Z, compressed(Z), compressed(Z, "csc"), Z.astype(np.float16)):
+        for held in (Z, compressed(Z), compressed(Z, "csc"), Z.astype(np.float16)):
             with pytest.raises(ValueError, match=rf"X: expected finite numbers, got {bad} at \(4, {used}\)"):
-                op.transform(given, nonfinite="raise")
-            assert not np.isfinite(op.transform(given)[4]).all()
+                op.transform(held, nonfinite="raise")
+            assert not np.isfinite(op.transform(held)[4]).all()
         with pytest.raises(ValueError, match=rf"X: expected finite numbers, got {bad} at \({used},\)"):
             op.transform(Z[4], nonfinite="raise")
     full = np.full((1, 40), np.finfo(np.float32).max, np.float32) * np.sign(op.toarray()[:1]).astype(np.float32)
@@ -409,9 +411,11 @@ def test_malformed(backend: str, indptr: Any, indices: Any, message: str, index:
         X = sparse.csr_array((2, 97)) if layout == "csr" else sparse.csc_array((97, 2))
         X.data = np.ones(3)
         X.indices, X.indptr = np.array(indices, index), np.array(indptr, index)
-        expected = message if layout == "csr" else message.replace("column", "?").replace("row", "column").replace("?", "row")
+        expected = (
+            message if layout == "csr" else message.replace("column", "?").replace("row", "column").replace("?", "row")
+        )
         op = operator("sparse_stack", *((97,) if layout == "csr" else (2,)), 2)
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
+        with pytest.raises(ValueError, match="malformed") as caught:
             op.transform(X)
         assert expected in str(caught.value)
         assert str(caught.value).startswith("X: malformed matrix, ")

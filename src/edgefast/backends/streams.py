@@ -126,9 +126,7 @@ def stack_entries(seed: int, n_components: int, nnz: int, features: NDArray[np.i
     return _stack(words, n_components, nnz, features.size)
 
 
-def _stack(
-    words: Callable[[int], NDArray[np.uint64]], n_components: int, nnz: int, count: int
-) -> NDArray[np.uint32]:
+def _stack(words: Callable[[int], NDArray[np.uint64]], n_components: int, nnz: int, count: int) -> NDArray[np.uint32]:
     table = np.empty((count, nnz), np.uint32)
     base, rest = divmod(n_components, nnz)
     heights = np.full(nnz, base, np.uint64)

@@ -72,7 +72,7 @@ class SketchKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides and such types): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
+        """Rows of x (any strides and such types): signs, zeros up to `length`, Hadamard transform, outputs `index`."""
 
     def rademacher_transform(
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /

@@ -129,9 +129,7 @@ def compressed_array(x: Any, name: str, num_threads: int | None) -> Compressed:
     starts = indptr.astype(np.int64, copy=False)
     entries = min(data.size, indices.size)
     data, indices = data[:entries], indices[:entries]
-    found, row = backends.kernels().check_compressed(
-        indices, starts, minor, threads_for(entries, 1 << 21, num_threads)
-    )
+    found, row = backends.kernels().check_compressed(indices, starts, minor, threads_for(entries, 1 << 21, num_threads))
     if found >= 2:
         _malformed(name, layout, found, row, indices, starts, minor)
     if found == 1:

@@ -60,7 +60,7 @@ class TransposedOperator:
 def linear_operator(op: SketchOperator, dtype: Any) -> Any:
     """`op` as a scipy.sparse.linalg.LinearOperator; see SketchOperator.aslinearoperator."""
     try:
-        from scipy.sparse.linalg import LinearOperator
+        from scipy.sparse import linalg
     except ImportError:
         raise ImportError("aslinearoperator needs SciPy: pip install scipy") from None
     real = _real(dtype)
@@ -74,7 +74,8 @@ def linear_operator(op: SketchOperator, dtype: Any) -> Any:
     def adjoint_columns(y: Any) -> NDArray[Any]:
         return op.adjoint(given(y).T).T
 
-    return LinearOperator(
+    make: Any = linalg.LinearOperator  # its stubs know the constructor of the subclass only
+    return make(
         shape=(op.n_components, op.n_features),
         matvec=lambda x: op.transform(given(x).ravel()),
         rmatvec=lambda y: op.adjoint(given(y).ravel()),
@@ -97,9 +98,7 @@ def sparse_matrix(op: SketchOperator, layout: str, dtype: Any) -> Any:
         raise ImportError("tosparse needs SciPy: pip install scipy") from None
     parts = list(EntryChunks(op, 0, op.n_features))
     packed = np.concatenate([entries.ravel() for _, _, entries, _ in parts])
-    counts = [
-        np.full(end - begin, op.nnz) if starts is None else np.diff(starts) for begin, end, _, starts in parts
-    ]
+    counts = [np.full(end - begin, op.nnz) if starts is None else np.diff(starts) for begin, end, _, starts in parts]
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     rows = (packed & np.uint32(0x7FFFFFFF)).astype(np.int32)
     values = np.where(packed >> np.uint32(31), -op.scale, op.scale).astype(real)

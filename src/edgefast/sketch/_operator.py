@@ -242,8 +242,8 @@ class SketchOperator:
 
         The output bytes are the same whatever the threads, the SIMD level, the backend and the way rows are batched,
         but for the dense kinds: "rademacher" on the numpy backend, and "gaussian", are within
-        2 * d * eps * scale * sum |x * entry|. A sparse X gives the bytes of the dense array with its values. A NaN or an
-        infinity reaches the outputs its feature feeds (all of them for "srht", "rademacher", "gaussian" and
+        2 * d * eps * scale * sum |x * entry|. A sparse X gives the bytes of the dense array with its values. A NaN or
+        an infinity reaches the outputs its feature feeds (all of them for "srht", "rademacher", "gaussian" and
         "rotation"); every NaN result is the one quiet NaN.
 
         Args:

@@ -36,7 +36,7 @@ class EntryChunks:
         self._op, self._first, self._count = op, first, count
         self._kind: Any = KINDS[op.kind]
         self.step = max(1, min(count, int(_CHUNK / (self._kind.expected_entries(op) + 1 / 16))))
-        self._only: tuple[NDArray[np.uint32], NDArray[np.int64] | None] | None = None
+        self._only: Any = None
 
     @property
     def single(self) -> bool:
@@ -46,13 +46,15 @@ class EntryChunks:
         """(begin, end, entries, starts) with begin and end counted from the first feature."""
         table = backends.kernels()
         if self.single:
-            if self._only is None:
-                self._only = self._kind.entries(self._op, table, self._first, self._count)
-            yield 0, self._count, *self._only
+            only = self._only
+            if only is None:
+                only = self._only = self._kind.entries(self._op, table, self._first, self._count)
+            yield 0, self._count, only[0], only[1]
             return
         for begin in range(0, self._count, self.step):
             end = min(begin + self.step, self._count)
-            yield begin, end, *self._kind.entries(self._op, table, self._first + begin, end - begin)
+            entries, starts = self._kind.entries(self._op, table, self._first + begin, end - begin)
+            yield begin, end, entries, starts
 
 
 def sketch_compressed(
@@ -86,9 +88,7 @@ def sketch_compressed(
         begin = end
 
 
-def _row_kernel(
-    op: SketchOperator, x: Compressed, first: int, scale: float, more: bool, num_threads: int
-) -> RowKernel:
+def _row_kernel(op: SketchOperator, x: Compressed, first: int, scale: float, more: bool, num_threads: int) -> RowKernel:
     table, kind = backends.kernels(), op.kind
     if kind in HASH_KINDS:
         number, nnz = streams.KIND_NUMBERS[kind], 0 if kind == "sparse" else op.nnz
@@ -119,7 +119,20 @@ def _row_kernel(
             for begin, end, entries, starts in chunks:
                 again, last = more or begin > 0, end == columns
                 table.csr_hash_transform(
-                    *fixed, begin, end, entries, starts, number, op.seed, nnz, first, scale, again, last, out, num_threads
+                    *fixed,
+                    begin,
+                    end,
+                    entries,
+                    starts,
+                    number,
+                    op.seed,
+                    nnz,
+                    first,
+                    scale,
+                    again,
+                    last,
+                    out,
+                    num_threads,
                 )
 
         return hashed
