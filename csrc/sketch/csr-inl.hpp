@@ -105,43 +105,18 @@ void csr_hash_rows_as(const CsrHashJob& job, int64_t begin, int64_t end, uint32_
     const int64_t k = job.components;
     const I* indices = static_cast<const I*>(job.x.indices);
     const bool all = job.begin == 0 && job.end == job.x.columns;
-    const bool plain = job.entries.packed && !job.entries.starts && job.x.type == ElementType::same;
     const T scale = static_cast<T>(job.scale);
-    for (int64_t row = begin; row < end; row += kCsrRows) {
-        const int rows = end - row < kCsrRows ? static_cast<int>(end - row) : kCsrRows;
-        T* out[kCsrRows];
-        int64_t p[kCsrRows], last[kCsrRows], together = 0;
-        for (int r = 0; r < rows; ++r) {
-            out[r] = reinterpret_cast<T*>(job.out) + (row + r) * k;
-            if (!job.more) __builtin_memset(out[r], 0, static_cast<size_t>(k) * sizeof(T));
-            p[r] = job.x.indptr[row + r];
-            last[r] = job.x.indptr[row + r + 1];
-            if (!all) {
-                p[r] = first_from(indices, p[r], last[r], job.begin);
-                last[r] = first_from(indices, p[r], last[r], job.end);
-            }
-            if (r == 0 || last[r] - p[r] < together) together = last[r] - p[r];
+    for (int64_t row = begin; row < end; ++row) {
+        T* out = reinterpret_cast<T*>(job.out) + row * k;
+        if (!job.more) __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
+        int64_t p = job.x.indptr[row], last = job.x.indptr[row + 1];
+        if (!all) {
+            p = first_from(indices, p, last, job.begin);
+            last = first_from(indices, p, last, job.end);
         }
-        if constexpr (kNnz > 0) {
-            // Several rows in turn: an addition seldom waits for a recent one to the same output.
-            if (plain && rows == kCsrRows) {
-                for (int64_t i = 0; i < together; ++i) {
-#pragma GCC unroll 4
-                    for (int r = 0; r < kCsrRows; ++r) {
-                        const int64_t at = p[r] + i, next = at + kCsrAhead < last[r] ? at + kCsrAhead : at;
-                        __builtin_prefetch(job.entries.packed + (indices[next] - job.begin) * kNnz);
-                        add_entries<T, kNnz>(element<T>(job.x.data + at * static_cast<int64_t>(sizeof(T))),
-                                             job.entries.packed + (indices[at] - job.begin) * kNnz, kNnz, out[r]);
-                    }
-                }
-                for (int r = 0; r < kCsrRows; ++r) p[r] += together;
-            }
-        }
-        for (int r = 0; r < rows; ++r) {
-            csr_hash_span<T, I, kNnz>(job, p[r], last[r], drawn, out[r]);
-            if (job.finish)
-                for (int64_t c = 0; c < k; ++c) out[r][c] = canonical(out[r][c] * scale);
-        }
+        csr_hash_span<T, I, kNnz>(job, p, last, drawn, out);
+        if (job.finish)
+            for (int64_t c = 0; c < k; ++c) out[c] = canonical(out[c] * scale);
     }
 }
 

@@ -19,7 +19,6 @@ namespace ef {
 namespace {
 constexpr int kCsrChunk = 128;     // entries converted at a time
 constexpr int kCsrAhead = 16;      // entries between a table line's request and its use
-constexpr int kCsrRows = 4;        // rows added to in turn
 constexpr int kCsrDraw = 8;        // features drawn back to back: independent chains of multiplications
 constexpr int kSignOutputs = 256;  // outputs of one Philox block
 constexpr int kGaussianOutputs = 256;   // outputs and features of a panel of entries: 512 KiB of float
