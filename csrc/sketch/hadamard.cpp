@@ -69,6 +69,7 @@ constexpr auto& join_table() {
 }
 
 constexpr int64_t kGrain = int64_t{1} << 17;  // elements worth a thread
+constexpr int64_t kStretch = int64_t{1} << 19;  // elements of srht handed out at a time, at most
 constexpr int kJoinRadix = 3;                 // every level has a radix-8 pass
 constexpr int64_t kColumns = 1024;            // elements of a joining pass handed out at a time
 }  // namespace
@@ -100,9 +101,13 @@ template <class T>
 bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept {
     const SrhtRows rows = (std::is_same_v<T, float> ? kSrhtF32 : kSrhtF64)[static_cast<int>(isa)];
     const int64_t n = job.x.rows;
-    const int64_t step = job.length < kGrain / 8 ? kGrain / 8 / job.length : 1;
-    const int64_t chunks = (n + step - 1) / step;
     int threads = threads_for(n, job.length < kGrain ? kGrain / job.length : 1, num_threads);
+    // Long stretches of memory for every thread, yet several of them: threads that take turns on neighbouring rows are
+    // slower than one alone.
+    int64_t step = n / (8 * threads);
+    if (step * job.length > kStretch) step = kStretch / job.length;
+    if (step < 1) step = 1;
+    const int64_t chunks = (n + step - 1) / step;
     if (threads > chunks) threads = chunks > 0 ? static_cast<int>(chunks) : 1;
     Scratch scratch(threads, static_cast<size_t>(srht_work(job)) * sizeof(T));
     if (!scratch.ok()) return false;

@@ -38,7 +38,7 @@ constexpr size_t kMaxAccumulator = size_t{1} << 20;  // bytes; above it the lane
 constexpr int64_t kGrain = int64_t{1} << 18;         // additions worth a thread
 constexpr int kVectorBytes[kIsaCount] = {16, 32, 64, 16};
 constexpr int64_t kMinRowsForPlan = 256;
-constexpr int64_t kMinTermsForPlan = 3;  // of an output in a tile, on average
+constexpr int64_t kMinTermsForPlan = 2;  // of an output in a tile, on average
 
 // The entries regrouped: per tile the number of classes, then for each class (pairs, outputs) and for each of its
 // outputs its number and 2 * pairs terms. A term is the byte offset of a vector in the tile: feature j, its negative

@@ -81,6 +81,62 @@ uint64_t sketches(ef::Isa isa) {
     return hash;
 }
 
+// countsketch, sparse (with and without many entries), rotation both ways, srht in pieces.
+template <class T>
+uint64_t more_sketches(ef::Isa isa) {
+    uint64_t hash = kStart;
+    const int64_t d = 403, k = 70;
+    std::vector<uint32_t> single(static_cast<size_t>(d));
+    ef::countsketch_table(7, k, 0, d, single.data());
+    hash = fnv(single.data(), single.size() * 4, hash);
+    for (int64_t rows : {1, 2, 5, 37, 300}) {
+        const std::vector<T> x = numbers<T>(static_cast<size_t>(rows * d), static_cast<uint64_t>(rows));
+        const ef::StridedMatrix view = {reinterpret_cast<const char*>(x.data()), rows, d, d * int64_t{sizeof(T)}, sizeof(T)};
+        std::vector<T> y(static_cast<size_t>(rows * k)), z(x.size());
+        char* out = reinterpret_cast<char*>(y.data());
+        CHECK(ef::hash_transform<T>(isa, {view, single.data(), nullptr, 1, k, 1.0, false, true, out}, 3));
+        hash = fnv(out, y.size() * sizeof(T), hash);
+        for (uint64_t s : {3u, 20u}) {
+            std::vector<uint64_t> thresholds;
+            for (uint64_t left = uint64_t{1} << 63, i = 0; i < static_cast<uint64_t>(k); ++i) {
+                left -= left / s;  // a density of about 1/s
+                thresholds.push_back(left);
+            }
+            std::vector<int64_t> starts(static_cast<size_t>(d + 1));
+            ef::sparse_table(7, k, thresholds.data(), k, 0, d, starts.data(), nullptr);
+            std::vector<uint32_t> entries(static_cast<size_t>(starts.back()));
+            ef::sparse_table(7, k, thresholds.data(), k, 0, d, starts.data(), entries.data());
+            CHECK(ef::hash_transform<T>(isa, {view, entries.data(), starts.data(), 0, k, 0.5, false, true, out}, 2));
+            hash = fnv(out, y.size() * sizeof(T), hash);
+        }
+        for (int64_t width : {int64_t{1}, int64_t{2}, int64_t{97}, int64_t{256}, d}) {
+            const ef::StridedMatrix part = {view.data, rows, width, view.row_stride, view.column_stride};
+            std::vector<uint64_t> signs(48);
+            for (size_t i = 0; i < signs.size(); ++i) signs[i] = ef::philox4x64(i + 1, 0, 0, 0, 7, 6).word[0];
+            z.assign(static_cast<size_t>(rows * width), 0);
+            ef::rotate<T>(isa, {part, signs.data(), false, reinterpret_cast<char*>(z.data())}, 2);
+            hash = fnv(z.data(), z.size() * sizeof(T), hash);
+            const ef::StridedMatrix self = {reinterpret_cast<const char*>(z.data()), rows, width,
+                                            width * int64_t{sizeof(T)}, sizeof(T)};
+            ef::rotate<T>(isa, {self, signs.data(), true, reinterpret_cast<char*>(z.data())}, 1);
+            hash = fnv(z.data(), z.size() * sizeof(T), hash);
+        }
+    }
+    // Few outputs of a long row come from pieces, many from the whole row: the same bits.
+    const int64_t wide = 700001, length = int64_t{1} << 20;
+    const std::vector<T> x = numbers<T>(static_cast<size_t>(wide), 5);
+    std::vector<uint64_t> signs(static_cast<size_t>(wide / 64 + 4));
+    for (size_t i = 0; i < signs.size(); ++i) signs[i] = ef::philox4x64(i + 1, 0, 0, 0, 7, 5).word[0];
+    std::vector<int64_t> index(static_cast<size_t>(length));
+    for (int64_t i = 0; i < length; ++i) index[static_cast<size_t>(i)] = (i * 1013 + 11) % length;
+    std::vector<T> few(50), all(static_cast<size_t>(length));
+    const ef::StridedMatrix view = {reinterpret_cast<const char*>(x.data()), 1, wide, 0, sizeof(T)};
+    CHECK(ef::srht_transform<T>(isa, {view, signs.data(), index.data(), 50, length, 0.25, reinterpret_cast<char*>(few.data())}, 1));
+    CHECK(ef::srht_transform<T>(isa, {view, signs.data(), index.data(), length, length, 0.25, reinterpret_cast<char*>(all.data())}, 1));
+    CHECK(std::memcmp(few.data(), all.data(), few.size() * sizeof(T)) == 0);
+    return fnv(few.data(), few.size() * sizeof(T), hash);
+}
+
 // Unit rows give the entries themselves; then a product.
 template <class T>
 uint64_t gaussians(ef::Isa isa) {
@@ -157,6 +213,9 @@ int main() {
         const uint64_t f32 = sketches<float>(isa), f64 = sketches<double>(isa), mean = means(isa);
         std::printf("%-7s sketch f32 %016" PRIx64 "  f64 %016" PRIx64 "  mean %016" PRIx64 "\n", ef::isa_name(isa), f32,
                     f64, mean);
+        const uint64_t m32 = more_sketches<float>(isa), m64 = more_sketches<double>(isa);
+        std::printf("        countsketch, sparse, rotation f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", m32, m64);
+        same = same && m32 == 0x2437bbb502c63a0cull && m64 == 0x79841d0069ed1fabull;
         const uint64_t g32 = gaussians<float>(isa), g64 = gaussians<double>(isa);
         std::printf("        gaussian f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", g32, g64);
         // Two sets of bits: fused multiply-add, or a rounding for the product and one for the sum.

@@ -113,6 +113,9 @@ class Kind:
 class _Hash(Kind):
     """Few +-1 entries per feature, each in a row of its own."""
 
+    #: Memory a feature takes beside its entries, in entries.
+    overhead = 0
+
     def entries(
         self, op: SketchOperator, table: Kernels, first: int, count: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64] | None]:
@@ -131,7 +134,7 @@ class _Hash(Kind):
     ) -> Iterator[tuple[int, NDArray[np.uint32], NDArray[np.int64] | None]]:
         """All entries, so many features at a time that they fit the budget: (first, entries, starts)."""
         d = op.n_features
-        step = max(1, min(d, int(_CHUNK_ENTRIES / (self.expected_entries(op) + 1 / 64))))
+        step = max(1, min(d, int(_CHUNK_ENTRIES / (self.expected_entries(op) + self.overhead))))
         if step == d:
             # One chunk is small enough to keep.
             def make() -> tuple[NDArray[Any], ...]:
@@ -215,6 +218,7 @@ def _thresholds(probability: int, k: int) -> NDArray[np.uint64]:
 
 class _Sparse(_Hash):
     name = "sparse"
+    overhead = 2  # where its entries start
 
     def code(self, d: int, k: int, nnz: int, density: float | Literal["auto"]) -> int:
         return 0 if density == "auto" else round(1 / density)
@@ -304,7 +308,7 @@ class _Gaussian(Kind):
 
     def matrix(self, op: SketchOperator) -> NDArray[np.float64]:
         entries = streams.gaussian_entries(op.seed, op.n_components, 0, op.n_features)
-        return np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT
+        return np.asarray(np.ascontiguousarray(entries.T) * streams.GAUSSIAN_UNIT, np.float64)
 
     def transform(
         self, op: SketchOperator, table: Kernels, x: NDArray[Any], out: NDArray[Any], num_threads: int
