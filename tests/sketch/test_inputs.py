@@ -207,7 +207,7 @@ def test_torch_and_pandas() -> None:
         (np.zeros((4, 9), np.uint8), ValueError, "X: expected shape (n, 10) or (10,), got (4, 9)"),
         (np.float32(3), ValueError, "X: expected shape (n, 10) or (10,), got ()"),
         (sparse.csr_array((4, 9)), ValueError, "X: expected shape (n, 10) or (10,), got (4, 9)"),
-        (sparse.coo_array((4, 10)), TypeError, "X: expected a sparse matrix in CSR or CSC format, got coo"),
+        (sparse.bsr_array((4, 10)), TypeError, "X: expected a sparse matrix in CSR or CSC format, got bsr"),
         (sparse.lil_matrix((4, 10)), TypeError, "X: expected a sparse matrix in CSR or CSC format, got lil"),
         (sparse.csr_array((4, 10), dtype=complex), TypeError, "got complex128"),
         (sparse.csc_matrix((4, 10), dtype=np.longdouble), TypeError, "X: expected a dtype of bool"),
