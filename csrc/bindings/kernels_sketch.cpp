@@ -13,8 +13,10 @@ namespace ef {
 
 namespace {
 
-StridedMatrix matrix_of(const py::array& x) {
-    return {static_cast<const char*>(x.data()), x.shape(0), x.shape(1), x.strides(0), x.strides(1)};
+// `out` has the kernel's type; x any that converts to it.
+StridedMatrix matrix_of(const py::array& x, const py::array& out) {
+    return {static_cast<const char*>(x.data()), x.shape(0),   x.shape(1),
+            x.strides(0),                       x.strides(1), element_type(x, out.itemsize())};
 }
 
 void check(bool done) {
@@ -68,11 +70,11 @@ void sparse_table_array(const Kernels&, uint64_t seed, int64_t components, const
 
 void hash_array(const Kernels& self, const py::array& x, const py::array& entries, const py::object& starts,
                 double scale, bool more, bool last, py::array out, int num_threads) {
-    HashJob job{matrix_of(x), static_cast<const uint32_t*>(entries.data()), nullptr, 0, out.shape(1), scale, more, last,
+    HashJob job{matrix_of(x, out), static_cast<const uint32_t*>(entries.data()), nullptr, 0, out.shape(1), scale, more, last,
                 static_cast<char*>(out.mutable_data())};
     if (starts.is_none()) job.nnz = static_cast<int>(entries.shape(1));
     else job.starts = static_cast<const int64_t*>(py::reinterpret_borrow<py::array>(starts).data());
-    const bool single = x.itemsize() == 4;
+    const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
@@ -84,9 +86,9 @@ void hash_array(const Kernels& self, const py::array& x, const py::array& entrie
 
 void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint64_t>& signs,
                 const py::array_t<int64_t>& index, int64_t length, double scale, py::array out, int num_threads) {
-    const SrhtJob job{matrix_of(x), signs.data(), index.data(), out.shape(1), length, scale,
+    const SrhtJob job{matrix_of(x, out), signs.data(), index.data(), out.shape(1), length, scale,
                       static_cast<char*>(out.mutable_data())};
-    const bool single = x.itemsize() == 4;
+    const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
@@ -98,8 +100,8 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
 
 template <bool (*kSingle)(Isa, const DenseJob&, int) noexcept, bool (*kDouble)(Isa, const DenseJob&, int) noexcept>
 void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out, int num_threads) {
-    const DenseJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
-    const bool single = x.itemsize() == 4;
+    const DenseJob job{matrix_of(x, out), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
+    const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
@@ -110,8 +112,8 @@ void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double 
 
 void rotate_array(const Kernels& self, const py::array& x, const py::array_t<uint64_t>& signs, bool inverse,
                   py::array out, int num_threads) {
-    const RotationJob job{matrix_of(x), signs.data(), inverse, static_cast<char*>(out.mutable_data())};
-    const bool single = x.itemsize() == 4;
+    const RotationJob job{matrix_of(x, out), signs.data(), inverse, static_cast<char*>(out.mutable_data())};
+    const bool single = out.itemsize() == 4;
     py::gil_scoped_release release;
     if (single) rotate<float>(self.isa, job, num_threads);
     else rotate<double>(self.isa, job, num_threads);

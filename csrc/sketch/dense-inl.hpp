@@ -4,6 +4,7 @@ namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
 #include "sketch/blocks-inl.hpp"
+#include "sketch/convert-inl.hpp"
 
 // Register block: kRows rows times kVectors vectors of outputs, all sums of a block in registers.
 #if defined(EF_TARGET_AVX512)
@@ -244,7 +245,7 @@ void dense_tile(const DenseJob& job, const DenseTile& tile, void* work) {
     T* panels = static_cast<T*>(work);
     T* packed = panels + kDenseFeatures<T> * kDenseOutputs;
     const int64_t d = job.x.columns, k = job.components;
-    const bool direct = job.x.column_stride == kSize;
+    const bool same = job.x.type == ElementType::same, direct = same && job.x.column_stride == kSize;
     const T scale = static_cast<T>(job.scale);
     for (int64_t first = 0; first < d; first += kDenseFeatures<T>) {
         const int count = static_cast<int>(d - first < kDenseFeatures<T> ? d - first : kDenseFeatures<T>);
@@ -266,7 +267,10 @@ void dense_tile(const DenseJob& job, const DenseTile& tile, void* work) {
                     const int64_t at = (row - row_begin) % kDensePackRows;
                     if (at == 0) {
                         const int64_t pack = row_end - row < kDensePackRows ? row_end - row : kDensePackRows;
-                        for (int j = 0; j < count; ++j)
+                        for (int64_t r = 0; r < pack && !same; ++r)
+                            convert(job.x.type, x + r * job.x.row_stride, job.x.column_stride, count,
+                                    packed + r * kDenseFeatures<T>);
+                        for (int j = 0; j < count && same; ++j)
                             for (int64_t r = 0; r < pack; ++r)
                                 packed[r * kDenseFeatures<T> + j] =
                                     element<T>(x + r * job.x.row_stride + j * job.x.column_stride);

@@ -8,6 +8,7 @@
 #endif
 
 #include "common/dispatch.hpp"
+#include "common/half.hpp"
 #include "common/parallel.hpp"
 #include "common/philox.hpp"
 #include "common/scratch.hpp"
@@ -69,7 +70,7 @@ bool dense_transform(Tile tile, const DenseJob& job, int64_t rows_a_draw, int nu
     const int64_t block_chunks = (blocks + block_step - 1) / block_step, chunks = row_fit * block_chunks;
     if (threads > chunks) threads = static_cast<int>(chunks);
     if (chunks == 0) return true;
-    const bool packs = job.x.column_stride != static_cast<int64_t>(sizeof(T));
+    const bool packs = job.x.type != ElementType::same || job.x.column_stride != static_cast<int64_t>(sizeof(T));
     const size_t elements = size_t{kDenseFeatures<T>} * (size_t{kDenseOutputs} + (packs ? size_t{kDensePackRows} : 0));
     Scratch scratch(threads, elements * sizeof(T));
     if (!scratch.ok()) return false;

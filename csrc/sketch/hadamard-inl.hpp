@@ -3,6 +3,7 @@ namespace EF_ISA {
 namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
+#include "sketch/convert-inl.hpp"
 
 // log2 of the vectors held in registers by one pass: 16 where there are 32 registers, else 8.
 #if defined(EF_TARGET_AVX512) || defined(EF_TARGET_NEON)
@@ -227,23 +228,27 @@ void flip_signs(const char* source, int64_t stride, const uint64_t* signs, int64
 // Elements [first, first + n) of a row, padded with zeros from d on, with signs flipped, transformed into out. Signs go
 // with the first pass over a block, so that a row is read once, while its transform is worked on.
 template <class T>
-void recurse_flipped(const char* source, int64_t stride, const uint64_t* signs, int64_t first, int64_t d, T* out,
-                     int64_t n) {
+void recurse_flipped(const char* source, int64_t stride, ElementType type, const uint64_t* signs, int64_t first, int64_t d,
+                     T* out, int64_t n) {
     constexpr int kDone = log_lanes<T>() + kLogRadix;
     const int excess = log2_of(n) - log_block<T>();
     if (excess > 0) {
         const int radix = excess < kLogStreams ? excess : kLogStreams;
         const int64_t h = n >> radix;
-        for (int64_t i = 0; i < n; i += h) recurse_flipped(source, stride, signs, first + i, d, out + i, h);
+        for (int64_t i = 0; i < n; i += h) recurse_flipped(source, stride, type, signs, first + i, d, out + i, h);
         return strided(out, h, radix, 0, h, static_cast<T>(1));
     }
     const char* from = source + first * stride;
-    if (stride == static_cast<int64_t>(sizeof(T)) && first + n <= d && n >= int64_t{1} << kDone && n >= 64) {
+    const bool same = type == ElementType::same;
+    if (same && stride == static_cast<int64_t>(sizeof(T)) && first + n <= d && n >= int64_t{1} << kDone && n >= 64) {
         first_pass<T, kLogRadix, true>(reinterpret_cast<const T*>(from), out, n, static_cast<T>(1), signs + first / 64);
         return finish_block(out, n, kDone, static_cast<T>(1));
     }
     const int64_t count = d - first < 0 ? 0 : d - first < n ? d - first : n;
-    if (count > 0) flip_signs(from, stride, signs + first / 64, count, out);
+    if (count > 0 && !same) convert(type, from, stride, count, out);
+    if (count > 0)
+        flip_signs(same ? from : reinterpret_cast<const char*>(out), same ? stride : static_cast<int64_t>(sizeof(T)),
+                   signs + first / 64, count, out);
     __builtin_memset(out + count, 0, static_cast<size_t>(n - count) * sizeof(T));
     if (count > 0) block<T>(out, out, n, static_cast<T>(1));  // else it is all zeros, and stays so
 }
@@ -254,7 +259,7 @@ template <class T>
 void srht_outputs(const SrhtJob& job, const char* source, int64_t first, int64_t n, int64_t piece, T* work, T* spare,
                   T* result) {
     if (n <= piece) {
-        recurse_flipped<T>(source, job.x.column_stride, job.signs, first, job.x.columns, work, n);
+        recurse_flipped<T>(source, job.x.column_stride, job.x.type, job.signs, first, job.x.columns, work, n);
         for (int64_t c = 0; c < job.components; ++c) result[c] = work[job.index[c] & (n - 1)];
         return;
     }
@@ -277,7 +282,7 @@ void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
             for (int64_t c = 0; c < job.components; ++c) out[c] = canonical(out[c] * scale);
             continue;
         }
-        recurse_flipped<T>(source, job.x.column_stride, job.signs, 0, job.x.columns, work, job.length);
+        recurse_flipped<T>(source, job.x.column_stride, job.x.type, job.signs, 0, job.x.columns, work, job.length);
         for (int64_t c = 0; c < job.components; ++c) out[c] = canonical(work[job.index[c]] * scale);
     }
 }
@@ -312,8 +317,12 @@ void rotate_rows_of(const RotationJob& job, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
         T* out = reinterpret_cast<T*>(job.out) + row * d;
         const char* x = job.x.data + row * job.x.row_stride;
-        if (job.inverse && x != reinterpret_cast<char*>(out))
-            for (int64_t j = 0; j < d; ++j) out[j] = element<T>(x + j * job.x.column_stride);
+        int64_t x_stride = job.x.column_stride;
+        if (job.x.type != ElementType::same || (job.inverse && x != reinterpret_cast<char*>(out))) {
+            convert(job.x.type, x, x_stride, d, out);
+            x = reinterpret_cast<const char*>(out);
+            x_stride = stride;
+        }
         for (int i = 0; i < steps; ++i) {
             const int step = job.inverse ? steps - 1 - i : i;
             T* window = step % 2 && windows ? out + d - length : out;
@@ -325,7 +334,7 @@ void rotate_rows_of(const RotationJob& job, int64_t begin, int64_t end) {
                 if (mixes) mix_halves(out, d);
                 flip_signs<T>(self, stride, signs, d, out);
             } else {
-                flip_signs<T>(i == 0 ? x : self, i == 0 ? job.x.column_stride : stride, signs, d, out);
+                flip_signs<T>(i == 0 ? x : self, i == 0 ? x_stride : stride, signs, d, out);
                 if (mixes) mix_halves(out, d);
                 recurse<T>(window, window, length, scale);
             }

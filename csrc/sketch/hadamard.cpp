@@ -10,6 +10,7 @@
 
 #include "common/parallel.hpp"
 #include "common/dispatch.hpp"
+#include "common/half.hpp"
 #include "common/scratch.hpp"
 
 namespace ef {

@@ -3,16 +3,24 @@ namespace EF_ISA {
 namespace {
 #include "common/simd-inl.hpp"
 #include "common/lanes-inl.hpp"
+#include "sketch/convert-inl.hpp"
 
 constexpr int kTile = kPlanBytes / EF_VECTOR_BYTES;  // features transposed at a time
 
 // Features [first, first + count) of up to L rows into tile[feature][row]; missing rows repeat the last one. With
-// kNegate their negatives follow, then a zero vector.
+// kNegate their negatives follow, then a zero vector. Other element types are converted on the way, a tile at a time.
 template <class T, bool kNegate>
-EF_INLINE void load_tile(const StridedMatrix& x, int64_t row, int rows, int64_t first, int count, T* tile) {
+EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, int count, T* tile) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const char* base = x.data + row * x.row_stride + first * x.column_stride;
+    T converted[L * kTile];
+    if (x.type != ElementType::same) {
+        for (int r = 0; r < rows; ++r) convert(x.type, base + r * x.row_stride, x.column_stride, count, converted + r * kTile);
+        base = reinterpret_cast<const char*>(converted);
+        x.row_stride = kTile * static_cast<int64_t>(sizeof(T));
+        x.column_stride = sizeof(T);
+    }
     T* const negative = tile + count * L;
     if (kNegate) store_as(tile + 2 * count * L, V{});
     if (x.column_stride == static_cast<int64_t>(sizeof(T))) {
@@ -174,7 +182,8 @@ void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_st
             add_planned<T>(tile, plan + plan_start[j / kTile], acc);
             continue;
         }
-        const bool whole = count == kTile && job.x.column_stride == static_cast<int64_t>(sizeof(T));
+        const bool whole = count == kTile && job.x.type == ElementType::same &&
+                           job.x.column_stride == static_cast<int64_t>(sizeof(T));
         if (whole && job.nnz == 1) {
             add_directly<T, 1>(job, row, rows, j, acc);
             continue;
@@ -220,10 +229,21 @@ void hash_row(const HashJob& job, int64_t row) {
     if (!job.more) __builtin_memset(out, 0, static_cast<size_t>(k) * sizeof(T));
     const char* source = job.x.data + row * job.x.row_stride;
     const uint32_t* entry = job.entries;
-    for (int64_t j = 0; j < job.x.columns; ++j) {
-        const T x = element<T>(source + j * job.x.column_stride);
-        const uint32_t* end = job.starts ? job.entries + job.starts[j + 1] : entry + nnz;
-        for (; entry != end; ++entry) out[*entry & 0x7fffffffu] += flip(x, *entry);
+    T converted[kTile];
+    for (int64_t first = 0; first < job.x.columns; first += kTile) {
+        const int count = job.x.columns - first < kTile ? static_cast<int>(job.x.columns - first) : kTile;
+        const char* at = source + first * job.x.column_stride;
+        int64_t stride = job.x.column_stride;
+        if (job.x.type != ElementType::same) {
+            convert(job.x.type, at, stride, count, converted);
+            at = reinterpret_cast<const char*>(converted);
+            stride = sizeof(T);
+        }
+        for (int i = 0; i < count; ++i) {
+            const T x = element<T>(at + i * stride);
+            const uint32_t* end = job.starts ? job.entries + job.starts[first + i + 1] : entry + nnz;
+            for (; entry != end; ++entry) out[*entry & 0x7fffffffu] += flip(x, *entry);
+        }
     }
     if (!job.last) return;
     const T scale = static_cast<T>(job.scale);

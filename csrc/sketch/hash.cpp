@@ -12,6 +12,7 @@
 #include "common/parallel.hpp"
 #include "common/philox.hpp"
 #include "common/dispatch.hpp"
+#include "common/half.hpp"
 #include "common/scratch.hpp"
 
 namespace ef {

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AggregateKernels", "Array", "Kernels", "SketchKernels", "SketchStateKernels"]
+__all__ = ["AggregateKernels", "Array", "Kernels", "SketchInputKernels", "SketchKernels", "SketchStateKernels"]
 
 Array = NDArray[Any]
 
@@ -55,7 +55,7 @@ class SketchKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides) times a matrix of +-1 given by the entries of its columns.
+        """Rows of x (any strides, any type that converts to out's) times a matrix of +-1 by the entries of its columns.
 
         Entries are bucket | negative << 31: (d, nnz), or with starts (d + 1,) one-dimensional. out (n, k) is
         C-contiguous. `more` adds to the unscaled sums in out instead of starting at zero; `last` scales.
@@ -72,28 +72,173 @@ class SketchKernels(Protocol):
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides): signs, zero padding to `length`, Hadamard transform, outputs `index`."""
+        """Rows of x (any strides and such types): signs, zeros up to `length`, Hadamard transform, outputs `index`."""
 
     def rademacher_transform(
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) times +-1 entries drawn on the fly."""
+        """Rows of x (any strides and such types) times +-1 entries drawn on the fly."""
 
     def gaussian_transform(
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) times normal entries drawn on the fly."""
+        """Rows of x (any strides and such types) times normal entries drawn on the fly."""
 
     def rotate(
         self, x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int, /
     ) -> None:
-        """Rows of x (any strides) rotated or rotated back; signs (steps, words).
+        """Rows of x (any strides and such types) rotated or rotated back; signs (steps, words).
 
         out (n, d) is C-contiguous: the memory of x, or none in common with it.
         """
 
     def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
+
+
+class SketchInputKernels(Protocol):
+    # A compressed matrix is data, indices (int32 or int64) and indptr (int64), contiguous; rows are those of the
+    # sketch's input. After check_compressed every kernel trusts the indices. Feature j of the operator is column
+    # j - first. Elements convert exactly to out's type.
+
+    def check_compressed(
+        self, indices: Array, indptr: NDArray[np.int64], columns: int, num_threads: int, /
+    ) -> tuple[int, int]:
+        """(0, _) canonical, (1, _) unsorted or with duplicates, (2, row) bad indptr, (3, row) an index outside."""
+        ...
+
+    def count_columns(self, indices: Array, indptr: NDArray[np.int64], counts: NDArray[np.int64], /) -> None:
+        """counts[c] += entries of column c."""
+
+    def take_columns(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        begin: int,
+        end: int,
+        cursors: NDArray[np.int64],
+        places: NDArray[np.int64],
+        out_rows: Array,
+        out_data: Array,
+        /,
+    ) -> None:
+        """Columns [begin, end) as compressed rows; cursors and places move on (csrc/sketch/compressed.hpp)."""
+
+    def csr_hash_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32] | None,
+        starts: NDArray[np.int64] | None,
+        kind: int,
+        seed: int,
+        nnz: int,
+        first: int,
+        scale: float,
+        more: bool,
+        last: bool,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """Columns [begin, end) of sparse rows; entries and the rest as in hash_transform.
+
+        Without entries all columns count and those of sparse_stack or countsketch are drawn where they are needed.
+        """
+
+    def csr_srht_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        n_features: int,
+        first: int,
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def csr_rademacher_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        seed: int,
+        scale: float,
+        more: bool,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def csr_gaussian_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        table: NDArray[np.int32],
+        seed: int,
+        scale: float,
+        more: bool,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """`table` is streams.gaussian_table()."""
+
+    # The transposed map: y (n, k), any strides, into out (n, d), C-contiguous.
+
+    def hash_adjoint(
+        self,
+        y: Array,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32],
+        starts: NDArray[np.int64] | None,
+        nnz: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """Features [begin, end) of out, whose entries these are."""
+
+    def srht_adjoint(
+        self,
+        y: Array,
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def dense_adjoint(
+        self,
+        y: Array,
+        seed: int,
+        gaussian: NDArray[np.int32] | None,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """rademacher, or gaussian when its table is given."""
 
 
 class SketchStateKernels(Protocol):
@@ -214,5 +359,5 @@ class AggregateKernels(Protocol):
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
 
-class Kernels(SketchKernels, SketchStateKernels, AggregateKernels, Protocol):
+class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, Protocol):
     """The whole table."""

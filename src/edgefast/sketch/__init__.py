@@ -14,7 +14,7 @@ from edgefast.sketch._operator import SketchOperator
 from edgefast.sketch._rotate import inverse_rotate, rotate
 from edgefast.sketch._row_sketch import RowSketch
 from edgefast.sketch._simhash import SimHash
-from edgefast.sketch._theory import johnson_lindenstrauss_min_dim
+from edgefast.sketch._theory import johnson_lindenstrauss_min_dim, suggest_n_components
 from edgefast.sketch.errors import IncompatibleSketchError, SketchOverflowError
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "inverse_rotate",
     "johnson_lindenstrauss_min_dim",
     "rotate",
+    "suggest_n_components",
 ]

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from edgefast import backends
 from edgefast.backends.streams import KIND_NUMBERS
-from edgefast.sketch._arrays import check_out, float_array, threads_for
+from edgefast.sketch._apply import Nonfinite, adjoint, check_nonfinite, sketch_rows, transform_sparse
+from edgefast.sketch._arrays import check_out, threads_for
+from edgefast.sketch._inputs import dense_array, is_sparse, require_finite
 from edgefast.sketch._kinds import KINDS, Kind
+from edgefast.sketch._linear import TransposedOperator, linear_operator, sparse_matrix
 
 __all__ = ["SketchOperator"]
 
@@ -230,29 +233,46 @@ class SketchOperator:
         return made
 
     def transform(
-        self, X: NDArray[Any], *, out: NDArray[Any] | None = None, num_threads: int | None = None
+        self,
+        X: Any,
+        *,
+        out: NDArray[Any] | None = None,
+        nonfinite: Nonfinite = "propagate",
+        num_threads: int | None = None,
     ) -> NDArray[Any]:
         """Project rows: X @ toarray().T without the matrix.
 
         The output bytes are the same whatever the threads, the SIMD level, the backend and the way rows are batched,
         but for the dense kinds: "rademacher" on the numpy backend, and "gaussian", are within
-        2 * d * eps * scale * sum |x * entry|. A NaN or an infinity reaches the outputs its feature feeds (all of them
-        for "srht", "rademacher", "gaussian" and "rotation"); every NaN result is the one quiet NaN.
+        2 * d * eps * scale * sum |x * entry|. A sparse X gives the bytes of the dense array with its values. A NaN or
+        an infinity reaches the outputs its feature feeds (all of them for "srht", "rademacher", "gaussian" and
+        "rotation"); every NaN result is the one quiet NaN.
 
         Args:
-            X: shape (n, n_features), or (n_features,) for one row; float32 or float64; any strides and alignment.
+            X: shape (n, n_features), or (n_features,) for one row. A dense array of any strides and alignment
+                (memory-mapped ones too), an object that shares its memory by DLPack, `__array__` or the buffer
+                protocol, or a SciPy CSR or CSC matrix or array, which is never expanded. Real numbers in native byte
+                order.
             out: where to write, an array of the result's shape and dtype that does not overlap X.
+            nonfinite: "raise" makes a NaN or an infinity in the result an error, after `out` has been written.
             num_threads: threads to use at most; None means the default of `edgefast.using` and the environment.
 
         Returns:
-            Shape (n, n_components), or (n_components,) for one-dimensional X, in X's dtype; `out` when given.
+            Shape (n, n_components), or (n_components,) for one-dimensional X; `out` when given. float32 for float32,
+            float16, bool and integers of at most 16 bits, whose values it holds exactly; float64 for float64 and wider
+            integers. No value of the input is rounded.
 
         Raises:
-            TypeError: X is no array of float32 or float64, or `out` no array.
-            ValueError: X has another number of features or dimensions; `out` has another shape or dtype, is read-only
-                or overlaps X.
+            TypeError: X is none of these or its dtype is not real or not native, or `out` is no array.
+            ValueError: X has another number of features or dimensions, holds an integer beyond 2**53, or is a malformed
+                sparse matrix; `out` has another shape or dtype, is read-only or overlaps X; an unknown or violated
+                `nonfinite`.
         """
-        X = float_array(X, "X")
+        if nonfinite != "propagate":
+            check_nonfinite(nonfinite)
+        if type(X) is not np.ndarray and is_sparse(X):
+            return transform_sparse(self, X, out, nonfinite, num_threads)
+        X, dtype = dense_array(X, "X")
         d, k = self._n_features, self._n_components
         if X.ndim not in (1, 2) or X.shape[-1] != d:
             raise ValueError(f"X: expected shape (n, {d}) or ({d},), got {X.shape}")
@@ -260,14 +280,14 @@ class SketchOperator:
         n = rows.shape[0]
         shape = (n, k) if X.ndim == 2 else (k,)
         if out is None:
-            result = np.empty(shape, X.dtype)
+            result = np.empty(shape, dtype)
             target = result
         else:
-            check_out(out, shape, X.dtype)
+            check_out(out, shape, dtype)
             if np.may_share_memory(X, out) and np.shares_memory(X, out):
                 raise ValueError("out: expected memory of its own, got an array that overlaps X")
             result = out
-            target = out if out.flags.carray else np.empty(shape, X.dtype)
+            target = out if out.flags.carray else np.empty(shape, dtype)
         if n:
             view = target if X.ndim == 2 else target[None, :]
             threads = threads_for(n * self._work, 1 << 20, num_threads)
@@ -276,7 +296,125 @@ class SketchOperator:
             threads_for(0, 0, num_threads)
         if target is not result:
             result[...] = target
+        if nonfinite != "propagate":
+            require_finite(result, X, "X")
         return result
+
+    def adjoint(
+        self,
+        Y: Any,
+        *,
+        out: NDArray[Any] | None = None,
+        nonfinite: Nonfinite = "propagate",
+        num_threads: int | None = None,
+    ) -> NDArray[Any]:
+        """Map sketches back to features: Y @ toarray() without the matrix.
+
+        On average the adjoint of a sketch is the input: E[S.T S] is the identity. It is unbiased, not denoised: each
+        entry carries noise of variance about |x|^2 / n_components. For "rotation" it is the inverse. Promises about
+        output bytes as in `transform`; sums run over the components in ascending order.
+
+        Args:
+            Y: shape (n, n_components) or (n_components,); dense, of every type `transform` takes.
+            out: where to write, an array of the result's shape and dtype that does not overlap Y.
+            nonfinite: as in `transform`.
+            num_threads: threads to use at most; None means the default of `edgefast.using` and the environment.
+
+        Returns:
+            Shape (n, n_features), or (n_features,) for one-dimensional Y, in the dtype `transform` would give.
+
+        Raises:
+            TypeError, ValueError: as `transform`; a sparse Y is a TypeError.
+        """
+        return adjoint(self, Y, out, nonfinite, num_threads)
+
+    def sketch_rows(
+        self,
+        X: Any,
+        row_start: int = 0,
+        *,
+        out: NDArray[Any] | None = None,
+        accumulate: bool = False,
+        scaled: bool = True,
+        nonfinite: Nonfinite = "propagate",
+        num_threads: int | None = None,
+    ) -> NDArray[Any]:
+        """Sketch the rows of a matrix: S X, where row i of X is feature row_start + i of the operator.
+
+        Blocks of rows add up: with disjoint ranges of rows the sketches of the blocks sum to that of the whole, up to
+        one rounding an addition. With `accumulate` and scaled=False a block continues the sums of the blocks before
+        it: for the hash kinds and "rademacher" the bytes are then those of one call for all rows (in ascending order of
+        rows, whatever the threads); scale them by `scale` at the end. For "srht", "gaussian" and "rotation" a block
+        costs a transform of its own, and is added as a whole for the first and the last.
+
+        Args:
+            X: shape (m, columns), or (m,) for one column, m at most n_features - row_start; of every type `transform`
+                takes, SciPy CSR and CSC included.
+            row_start: the feature of the first row, 0 to n_features.
+            out: where to write, an array of the result's shape and dtype that does not overlap X.
+            accumulate: add to `out` instead of overwriting it; needs scaled=False.
+            scaled: multiply by `scale` at the end.
+            nonfinite: as in `transform`.
+            num_threads: threads to use at most; None means the default of `edgefast.using` and the environment.
+
+        Returns:
+            Shape (n_components, columns), or (n_components,), in the dtype `transform` would give.
+
+        Raises:
+            TypeError, ValueError: as `transform`; more rows than features are a ValueError.
+        """
+        start = _integer(row_start, "row_start", 0, self._n_features)
+        return sketch_rows(self, X, start, out, accumulate, scaled, nonfinite, num_threads)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_components, n_features), as of the matrix."""
+        return self._n_components, self._n_features
+
+    @property
+    def T(self) -> TransposedOperator:
+        """The transpose: `op.T @ y` is the adjoint, `X @ op.T` is `op.transform(X)`."""
+        return TransposedOperator(self)
+
+    # numpy's @ leaves the work to ours.
+    __array_ufunc__ = None
+
+    def __matmul__(self, x: Any) -> NDArray[Any]:
+        """S x for a vector (n_features,) or the columns of a matrix (n_features, m), dense or sparse."""
+        rows = getattr(x, "shape", (self._n_features,))
+        if len(rows) not in (1, 2) or rows[0] != self._n_features:
+            raise ValueError(f"x: expected shape ({self._n_features},) or ({self._n_features}, m), got {tuple(rows)}")
+        return self.transform(x) if len(rows) == 1 else self.sketch_rows(x)
+
+    def __rmatmul__(self, y: Any) -> NDArray[Any]:
+        """y S, the adjoint of rows (n, n_components)."""
+        return self.adjoint(y)
+
+    def aslinearoperator(self, dtype: Any = np.float64) -> Any:
+        """The operator as a scipy.sparse.linalg.LinearOperator of shape (n_components, n_features).
+
+        Args:
+            dtype: float32 or float64, the type vectors are converted to.
+
+        Raises:
+            ImportError: SciPy is not installed.
+            TypeError: another dtype.
+        """
+        return linear_operator(self, dtype)
+
+    def tosparse(self, format: Literal["csr", "csc"] = "csc", *, dtype: Any = np.float64) -> Any:
+        """The matrix, scale included, as a SciPy sparse array of shape (n_components, n_features).
+
+        Args:
+            format: "csc" (as it is drawn) or "csr".
+            dtype: float32 or float64.
+
+        Raises:
+            ValueError: a kind without zeros ("srht", "rademacher", "gaussian", "rotation"), or an unknown format.
+            TypeError: another dtype.
+            ImportError: SciPy is not installed.
+        """
+        return sparse_matrix(self, format, dtype)
 
     def toarray(self) -> NDArray[np.float64]:
         """The matrix, scale included: float64 of shape (n_components, n_features). For tests and small operators."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["johnson_lindenstrauss_min_dim"]
+from edgefast.backends.streams import KIND_NUMBERS
+
+__all__ = ["johnson_lindenstrauss_min_dim", "suggest_n_components"]
 
 
 def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1) -> Any:
@@ -40,3 +44,85 @@ def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1)
     if not np.all(points > 0):
         raise ValueError(f"n_samples: expected positive values, got {n_samples!r}")
     return (4 * np.log(points) / (tolerance**2 / 2 - tolerance**3 / 3)).astype(np.int64)
+
+
+def suggest_n_components(
+    eps: float,
+    *,
+    delta: float | None = None,
+    n_samples: int | None = None,
+    rank: int | None = None,
+    kind: str = "sparse_stack",
+) -> int:
+    """Components that keep squared lengths within a factor 1 +- eps, except with probability delta.
+
+    For one vector; for all pairwise differences of `n_samples` points; or for every vector of a subspace of dimension
+    `rank` at once (what least squares and low-rank approximation on sketches need). With n_samples and no delta the
+    result is johnson_lindenstrauss_min_dim's, the same for every kind but "countsketch".
+
+    "gaussian", "rademacher" and "sparse" (density 1/3) have the bound proved: one vector
+    2 ln(2 / delta) / (eps^2 / 2 - eps^3 / 3), a union bound over the pairs, and for a subspace
+    ((sqrt(rank) + sqrt(2 ln(2 / delta))) / (sqrt(1 + eps) - 1))^2, the last for "gaussian" only. "sparse_stack" and
+    "srht" get the same numbers: their variance is not larger and they behave so in practice, while the proved constants
+    are (Kane and Nelson 2014; Cohen 2016; Tropp 2011). "countsketch" has heavier tails and gets what Chebyshev's
+    inequality proves: 2 / (eps^2 delta), a union bound over the pairs, (rank^2 + rank) / (eps^2 delta).
+
+    Args:
+        eps: largest relative error of a squared length, 0 < eps < 1.
+        delta: probability of failure, 0 < delta < 1; None means 0.01, or with n_samples scikit-learn's formula.
+        n_samples: number of points, at least 2.
+        rank: dimension of the subspace, at least 1. Not together with n_samples.
+        kind: a kind of SketchOperator.
+
+    Raises:
+        TypeError: n_samples or rank is no integer.
+        ValueError: a number out of range, both goals at once, or a kind without a choice ("rotation") or unknown.
+
+    References:
+        S. Dasgupta and A. Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003; D. Achlioptas,
+        "Database-friendly random projections", JCSS 66(4), 2003; K. Davidson and S. Szarek, "Local operator theory,
+        random matrices and Banach spaces", 2001, theorem 2.13 (subspaces); K. Clarkson and D. Woodruff, "Low-rank
+        approximation and regression in input sparsity time", JACM 63(6), 2017, and J. Nelson and H. Nguyen, "OSNAP",
+        FOCS 2013 (countsketch).
+
+    Examples:
+        >>> suggest_n_components(0.5, rank=10)
+        816
+        >>> suggest_n_components(0.2, delta=0.001)
+        878
+    """
+    if kind == "rotation":
+        raise ValueError("kind: 'rotation' has as many components as features")
+    if kind not in KIND_NUMBERS:
+        raise ValueError(f"kind: expected one of {', '.join(map(repr, KIND_NUMBERS))}, got {kind!r}")
+    if not 0 < eps < 1:
+        raise ValueError(f"eps: expected a value in (0, 1), got {eps!r}")
+    if delta is not None and not 0 < delta < 1:
+        raise ValueError(f"delta: expected a value in (0, 1), got {delta!r}")
+    if n_samples is not None and rank is not None:
+        raise ValueError("rank: expected either n_samples or rank, got both")
+    failure = 0.01 if delta is None else float(delta)
+    pairs = 1
+    if n_samples is not None:
+        points = _count(n_samples, "n_samples", 2)
+        if delta is None and kind != "countsketch":
+            return max(1, int(johnson_lindenstrauss_min_dim(points, eps=eps)))
+        pairs = points * (points - 1) // 2
+    if rank is not None:
+        r = _count(rank, "rank", 1)
+        if kind == "countsketch":
+            return math.ceil((r * r + r) / (eps * eps * failure))
+        stretch = math.sqrt(1 + eps) - 1
+        return math.ceil(((math.sqrt(r) + math.sqrt(2 * math.log(2 / failure))) / stretch) ** 2)
+    if kind == "countsketch":
+        return math.ceil(2 * pairs / (eps * eps * failure))
+    return math.ceil(2 * (math.log(2 / failure) + math.log(pairs)) / (eps**2 / 2 - eps**3 / 3))
+
+
+def _count(value: Any, name: str, low: int) -> int:
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    number = operator.index(value)
+    if number < low:
+        raise ValueError(f"{name}: expected at least {low}, got {number}")
+    return number

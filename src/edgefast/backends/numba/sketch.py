@@ -181,20 +181,20 @@ def hash_transform(
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
-    (n, d), k, real = x.shape, out.shape[1], x.dtype.type
+    (n, d), k, real = x.shape, out.shape[1], out.dtype.type
     rows = max(_LANES, min(_ROWS, (1 << 22) // k // _LANES * _LANES))
-    tile = np.zeros(_LANES, x.dtype)
+    tile = np.zeros(_LANES, out.dtype)
     begins = np.arange(d + 1) * entries.shape[1] if starts is None else starts.copy()
     packed = entries.ravel().copy()  # writeable, whatever came: one compilation
     for begin in range(0, n, rows):
         part = x[begin : begin + rows]
-        acc = np.zeros((-(-part.shape[0] // _LANES), k, _LANES), x.dtype)
+        acc = np.zeros((-(-part.shape[0] // _LANES), k, _LANES), out.dtype)
         to = out[begin : begin + rows]
         if more:
             _hash_load(to, acc)
         for first in range(0, d, _FEATURES):
             end = min(first + _FEATURES, d)
-            _hash_add(np.array(part[:, first:end], order="C"), packed, begins[first : end + 1], acc, tile)
+            _hash_add(np.array(part[:, first:end], out.dtype, order="C"), packed, begins[first : end + 1], acc, tile)
         _hash_finish(acc, real(scale), real(np.nan), last, to)
 
 
@@ -207,12 +207,12 @@ def srht_transform(
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
-    (n, d), real = x.shape, x.dtype.type
+    (n, d), real = x.shape, out.dtype.type
     negative = np.unpackbits(signs.astype("<u8", copy=False).view(np.uint8), bitorder="little")[:d].astype(bool)
     rows = max(1, (1 << 18) // length)
     for begin in range(0, n, rows):
-        part = x[begin : begin + rows]
-        work = np.zeros((part.shape[0], length), x.dtype)
+        part = x[begin : begin + rows].astype(out.dtype, copy=False)
+        work = np.zeros((part.shape[0], length), out.dtype)
         work[:, :d] = np.where(negative, -part, part)
         _fwht_rows(work, real(1))
         _take_finish(work, index, real(scale), real(np.nan), out[begin : begin + rows])
@@ -227,7 +227,7 @@ def gaussian_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[An
 
 
 def rotate(x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int) -> None:
-    d, real = x.shape[1], x.dtype.type
+    d, real = x.shape[1], out.dtype.type
     length = 1 << (d.bit_length() - 1)
     negative = np.unpackbits(signs.astype("<u8", copy=False).view(np.uint8), axis=1, bitorder="little")[:, :d] != 0
     if out is not x:

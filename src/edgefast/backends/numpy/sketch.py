@@ -114,9 +114,9 @@ def hash_transform(
             plan.append((first, end, _rounds(part, starts[first : end + 1] - starts[first])))
     with np.errstate(all="ignore"):
         for begin in range(0, n, rows):
-            part = x[begin : begin + rows].T
+            part = x[begin : begin + rows].astype(out.dtype, copy=False).T
             to = out[begin : begin + rows]
-            acc = to.T.copy() if more else np.zeros((k, part.shape[1]), x.dtype)
+            acc = to.T.copy() if more else np.zeros((k, part.shape[1]), out.dtype)
             for first, end, rounds in plan:
                 block = part[first:end]
                 signed = np.concatenate([block, -block])
@@ -142,8 +142,8 @@ def srht_transform(
     rows = max(1, (1 << 16) // length)
     with np.errstate(all="ignore"):
         for begin in range(0, n, rows):
-            part = x[begin : begin + rows]
-            work = np.zeros((part.shape[0], length), x.dtype)
+            part = x[begin : begin + rows].astype(out.dtype, copy=False)
+            work = np.zeros((part.shape[0], length), out.dtype)
             work[:, :d] = np.where(negative, -part, part)
             fwht(work, 1.0, work, 1)
             _finish(work[:, index], scale, out[begin : begin + rows])
@@ -180,9 +180,9 @@ def dense_transform(
     out[...] = 0
     with np.errstate(all="ignore"):
         for first in range(0, d, features):
-            drawn = entries(seed, k, first, min(features, d - first), x.dtype)
+            drawn = entries(seed, k, first, min(features, d - first), out.dtype)
             for begin in range(0, n, rows):
-                part = x[begin : begin + rows, first : first + features]
+                part = x[begin : begin + rows, first : first + features].astype(out.dtype, copy=False)
                 add(np.ascontiguousarray(part), drawn, out[begin : begin + rows])
         for begin in range(0, n, rows):
             part = out[begin : begin + rows]
@@ -224,7 +224,7 @@ def rotate(x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArr
     rows = max(1, (1 << 16) // d)
     with np.errstate(all="ignore"):
         for begin in range(0, n, rows):
-            work = x[begin : begin + rows].copy()
+            work = x[begin : begin + rows].astype(out.dtype)
             for step in reversed(range(len(signs))) if inverse else range(len(signs)):
                 window = work[:, :length] if step % 2 == 0 else work[:, d - length :]
                 mixes = length < d and step % 2 == 0
