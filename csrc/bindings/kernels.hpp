@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "common/isa.hpp"
+#include "sketch/element.hpp"
 
 namespace ef {
 
@@ -16,7 +17,12 @@ struct Kernels {
 
 using KernelsClass = pybind11::class_<Kernels>;
 
+// `same` is the item size of the kernel's own floating-point type.
+ElementType element_type(const pybind11::array& x, int64_t same);
+
 void register_sketch(KernelsClass& kernels);
+void register_sketch_inputs(KernelsClass& kernels);
+void register_sketch_state(KernelsClass& kernels);
 void register_aggregate(KernelsClass& kernels);
 
 }  // namespace ef

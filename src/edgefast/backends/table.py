@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AggregateKernels", "Array", "Kernels", "SketchKernels"]
+__all__ = ["AggregateKernels", "Array", "Kernels", "SketchInputKernels", "SketchKernels", "SketchStateKernels"]
 
 Array = NDArray[Any]
 
@@ -58,6 +58,122 @@ class SketchKernels(Protocol):
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
 
 
+class SketchInputKernels(Protocol):
+    # A compressed matrix is data, indices (int32 or int64) and indptr (int64), contiguous; rows are those of the
+    # sketch's input. After check_compressed every kernel trusts the indices. Feature j of the operator is column
+    # j - first. Elements convert exactly to out's type.
+
+    def check_compressed(
+        self, indices: Array, indptr: NDArray[np.int64], columns: int, num_threads: int, /
+    ) -> tuple[int, int]:
+        """(0, _) canonical, (1, _) unsorted or with duplicates, (2, row) bad indptr, (3, row) an index outside."""
+        ...
+
+    def count_columns(self, indices: Array, indptr: NDArray[np.int64], counts: NDArray[np.int64], /) -> None:
+        """counts[c] += entries of column c."""
+
+    def take_columns(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        begin: int,
+        end: int,
+        cursors: NDArray[np.int64],
+        places: NDArray[np.int64],
+        out_rows: Array,
+        out_data: Array,
+        /,
+    ) -> None:
+        """Columns [begin, end) as compressed rows; cursors and places move on (csrc/sketch/compressed.hpp)."""
+
+    def csr_stack_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        table: NDArray[np.uint32] | None,
+        seed: int,
+        nnz: int,
+        scale: float,
+        out: Array,
+        accumulate: bool,
+        num_threads: int,
+        /,
+    ) -> None:
+        """Sparse rows into out (n, k), continuing its sums or not. The table, if any, begins at feature `first`."""
+
+    def csr_srht_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def csr_rademacher_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        seed: int,
+        scale: float,
+        out: Array,
+        accumulate: bool,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    # The transposed map: y (n, k), any strides, into out (n, d), C-contiguous.
+
+    def stack_adjoint(
+        self,
+        y: Array,
+        table: NDArray[np.uint32] | None,
+        seed: int,
+        nnz: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def srht_adjoint(
+        self,
+        y: Array,
+        signs: NDArray[np.uint64],
+        index: NDArray[np.int64],
+        length: int,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def rademacher_adjoint(self, y: Array, seed: int, scale: float, out: Array, num_threads: int, /) -> None: ...
+class SketchStateKernels(Protocol):
+    def row_sketch_add(
+        self, x: NDArray[Any], kind: int, seed: int, nnz: int, first_row: int, acc: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """acc (k, columns) += S x, unscaled; row i of x (any strides) is column first_row + i of S.
+
+        x and acc: float32 and float32, float32 or float64 and float64, int64 and int64. `kind` is the operator's kind
+        number, `nnz` the entries of a column of S.
+        """
+
+
 class AggregateKernels(Protocol):
     # A model is a list of C-contiguous arrays; every update has the dtypes and shapes of the first. csrc/aggregate/
     # mean.hpp fixes the arithmetic: binary64, clients in order, one rounding per product and sum, one division.
@@ -83,5 +199,5 @@ class AggregateKernels(Protocol):
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
 
-class Kernels(SketchKernels, AggregateKernels, Protocol):
+class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, Protocol):
     """The whole table."""

@@ -7,3 +7,5 @@ from __future__ import annotations
 
 from edgefast.backends.numba.aggregate import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
+from edgefast.backends.numba.sketch_inputs import *  # noqa: F403
+from edgefast.backends.numba.sketch_state import *  # noqa: F403

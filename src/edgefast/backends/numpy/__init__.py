@@ -4,3 +4,5 @@ from __future__ import annotations
 
 from edgefast.backends.numpy.aggregate import *  # noqa: F403
 from edgefast.backends.numpy.sketch import *  # noqa: F403
+from edgefast.backends.numpy.sketch_inputs import *  # noqa: F403
+from edgefast.backends.numpy.sketch_state import *  # noqa: F403
