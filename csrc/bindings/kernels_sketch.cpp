@@ -4,8 +4,8 @@
 #include "bindings/kernels.hpp"
 #include "common/philox.hpp"
 #include "sketch/hadamard.hpp"
+#include "sketch/hash.hpp"
 #include "sketch/rademacher.hpp"
-#include "sketch/stack.hpp"
 
 namespace py = pybind11;
 
@@ -39,16 +39,45 @@ void stack_table_array(const Kernels&, uint64_t seed, int64_t components, int64_
     stack_table(seed, components, nnz, first, count, entries);
 }
 
-void stack_array(const Kernels& self, const py::array& x, const py::object& table, uint64_t seed, int nnz, double scale,
-                 py::array out, int num_threads) {
-    StackJob job{matrix_of(x), nullptr, seed, out.shape(1), nnz, scale, static_cast<char*>(out.mutable_data())};
-    if (!table.is_none()) job.table = static_cast<const uint32_t*>(py::reinterpret_borrow<py::array>(table).data());
+void countsketch_table_array(const Kernels&, uint64_t seed, int64_t components, int64_t first,
+                             py::array_t<uint32_t> out) {
+    uint32_t* entries = out.mutable_data();
+    const int64_t count = out.shape(0);
+    py::gil_scoped_release release;
+    countsketch_table(seed, components, first, count, entries);
+}
+
+void sparse_starts_array(const Kernels&, uint64_t seed, int64_t components, const py::array_t<uint64_t>& thresholds,
+                         int64_t first, py::array_t<int64_t> out) {
+    const uint64_t* limits = thresholds.data();
+    const int64_t limit_count = thresholds.size(), count = out.size() - 1;
+    int64_t* starts = out.mutable_data();
+    py::gil_scoped_release release;
+    sparse_table(seed, components, limits, limit_count, first, count, starts, nullptr);
+}
+
+void sparse_table_array(const Kernels&, uint64_t seed, int64_t components, const py::array_t<uint64_t>& thresholds,
+                        int64_t first, py::array_t<int64_t> starts, py::array_t<uint32_t> out) {
+    const uint64_t* limits = thresholds.data();
+    const int64_t limit_count = thresholds.size(), count = starts.size() - 1;
+    int64_t* begins = starts.mutable_data();
+    uint32_t* entries = out.mutable_data();
+    py::gil_scoped_release release;
+    sparse_table(seed, components, limits, limit_count, first, count, begins, entries);
+}
+
+void hash_array(const Kernels& self, const py::array& x, const py::array_t<uint32_t>& entries, const py::object& starts,
+                double scale, bool more, bool last, py::array out, int num_threads) {
+    HashJob job{matrix_of(x), entries.data(), nullptr, 0, out.shape(1), scale, more, last,
+                static_cast<char*>(out.mutable_data())};
+    if (starts.is_none()) job.nnz = static_cast<int>(entries.shape(1));
+    else job.starts = static_cast<const int64_t*>(py::reinterpret_borrow<py::array>(starts).data());
     const bool single = x.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? stack_transform<float>(self.isa, job, num_threads)
-                      : stack_transform<double>(self.isa, job, num_threads);
+        done = single ? hash_transform<float>(self.isa, job, num_threads)
+                      : hash_transform<double>(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -67,9 +96,9 @@ void srht_array(const Kernels& self, const py::array& x, const py::array_t<uint6
     check(done);
 }
 
-void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
-                      int num_threads) {
-    const RademacherJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data())};
+void dense_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array& out, int num_threads,
+                 bool gaussian) {
+    const RademacherJob job{matrix_of(x), seed, out.shape(1), scale, static_cast<char*>(out.mutable_data()), gaussian};
     const bool single = x.itemsize() == 4;
     bool done;
     {
@@ -78,6 +107,25 @@ void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, do
                       : rademacher_transform<double>(self.isa, job, num_threads);
     }
     check(done);
+}
+
+void rademacher_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
+                      int num_threads) {
+    dense_array(self, x, seed, scale, out, num_threads, false);
+}
+
+void gaussian_array(const Kernels& self, const py::array& x, uint64_t seed, double scale, py::array out,
+                    int num_threads) {
+    dense_array(self, x, seed, scale, out, num_threads, true);
+}
+
+void rotate_array(const Kernels& self, const py::array& x, const py::array_t<uint64_t>& signs, bool inverse,
+                  py::array out, int num_threads) {
+    const RotationJob job{matrix_of(x), signs.data(), inverse, static_cast<char*>(out.mutable_data())};
+    const bool single = x.itemsize() == 4;
+    py::gil_scoped_release release;
+    if (single) rotate<float>(self.isa, job, num_threads);
+    else rotate<double>(self.isa, job, num_threads);
 }
 
 void fwht_array(const Kernels& self, const py::array& x, double scale, py::array out, int num_threads) {
@@ -97,9 +145,14 @@ void fwht_array(const Kernels& self, const py::array& x, double scale, py::array
 void register_sketch(KernelsClass& kernels) {
     kernels.def("philox_words", &philox_words);
     kernels.def("stack_table", &stack_table_array);
-    kernels.def("stack_transform", &stack_array);
+    kernels.def("countsketch_table", &countsketch_table_array);
+    kernels.def("sparse_starts", &sparse_starts_array);
+    kernels.def("sparse_table", &sparse_table_array);
+    kernels.def("hash_transform", &hash_array);
     kernels.def("srht_transform", &srht_array);
     kernels.def("rademacher_transform", &rademacher_array);
+    kernels.def("gaussian_transform", &gaussian_array);
+    kernels.def("rotate", &rotate_array);
     kernels.def("fwht", &fwht_array);
 }
 

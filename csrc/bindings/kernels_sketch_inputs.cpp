@@ -113,7 +113,7 @@ void csr_srht_array(const Kernels& self, const py::array& data, const py::array&
 
 void csr_rademacher_array(const Kernels& self, const py::array& data, const py::array& indices,
                           const py::array_t<int64_t>& indptr, int64_t columns, int64_t first, uint64_t seed, double scale,
-                          py::array out, bool accumulate, int num_threads) {
+                          bool accumulate, py::array out, int num_threads) {
     const CsrRademacherJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), seed, first, out.shape(1), scale,
                                static_cast<char*>(out.mutable_data()), accumulate};
     const bool single = out.itemsize() == 4;
@@ -156,15 +156,32 @@ void srht_adjoint_array(const Kernels& self, const py::array& y, const py::array
     check(done);
 }
 
-void rademacher_adjoint_array(const Kernels& self, const py::array& y, uint64_t seed, double scale, py::array out,
-                              int num_threads) {
-    const RademacherAdjointJob job{adjoint_of(y, scale, out), seed};
+void dense_adjoint_array(const Kernels& self, const py::array& y, uint64_t seed, const py::object& gaussian, double scale,
+                         py::array out, int num_threads) {
+    DenseAdjointJob job{adjoint_of(y, scale, out), seed, nullptr};
+    if (!gaussian.is_none()) job.gaussian = static_cast<const int32_t*>(py::reinterpret_borrow<py::array>(gaussian).data());
     const bool single = out.itemsize() == 4;
     bool done;
     {
         py::gil_scoped_release release;
-        done = single ? rademacher_adjoint<float>(self.isa, job, num_threads)
-                      : rademacher_adjoint<double>(self.isa, job, num_threads);
+        done = single ? dense_adjoint<float>(self.isa, job, num_threads)
+                      : dense_adjoint<double>(self.isa, job, num_threads);
+    }
+    check(done);
+}
+
+void csr_gaussian_array(const Kernels& self, const py::array& data, const py::array& indices,
+                        const py::array_t<int64_t>& indptr, int64_t columns, int64_t first,
+                        const py::array_t<int32_t>& table, uint64_t seed, double scale, bool accumulate, py::array out,
+                        int num_threads) {
+    const CsrGaussianJob job{matrix_of(data, indices, indptr, columns, out.itemsize()), table.data(), seed, first,
+                             out.shape(1), scale, static_cast<char*>(out.mutable_data()), accumulate};
+    const bool single = out.itemsize() == 4;
+    bool done;
+    {
+        py::gil_scoped_release release;
+        done = single ? csr_gaussian_transform<float>(self.isa, job, num_threads)
+                      : csr_gaussian_transform<double>(self.isa, job, num_threads);
     }
     check(done);
 }
@@ -180,7 +197,8 @@ void register_sketch_inputs(KernelsClass& kernels) {
     kernels.def("csr_rademacher_transform", &csr_rademacher_array);
     kernels.def("hash_adjoint", &hash_adjoint_array);
     kernels.def("srht_adjoint", &srht_adjoint_array);
-    kernels.def("rademacher_adjoint", &rademacher_adjoint_array);
+    kernels.def("csr_gaussian_transform", &csr_gaussian_array);
+    kernels.def("dense_adjoint", &dense_adjoint_array);
 }
 
 }  // namespace ef

@@ -201,6 +201,20 @@ void expand_columns(uint64_t seed, int64_t first, int count, int64_t block, T* p
     }
 }
 
+// The same of Gaussian entries, for components c, c + 1, ....
+template <class T>
+void draw_columns(const DenseAdjointJob& job, int64_t first, int width, int64_t c, int count, T* panel) {
+    for (int j = 0; j < width; ++j)
+        for (int b = 0; b < count; b += 16) {
+            const PhiloxBlock drawn = philox4x64(static_cast<uint64_t>(first + j) + 1, static_cast<uint64_t>((c + b) / 16), 0,
+                                                 0, job.seed, kGaussianStream);
+            for (int i = 0; i < 16; ++i)
+                panel[(b + i) * kPanelFeatures + j] =
+                    static_cast<T>(job.gaussian[(drawn.word[i / 4] >> (16 * (i % 4))) & 0xffff]) *
+                    static_cast<T>(1.0 / 65536);
+        }
+}
+
 // acc[row][feature] += y[row][component] * panel[component][feature], components ascending.
 template <class T>
 void multiply_panel(const T* y, const T* panel, int count, int rows, T* acc) {
@@ -235,13 +249,14 @@ void multiply_panel(const T* y, const T* panel, int count, int rows, T* acc) {
 }
 
 template <class T>
-void rademacher_adjoint_rows_of(const RademacherAdjointJob& job, int64_t begin, int64_t end, T* work) {
+void dense_adjoint_rows_of(const DenseAdjointJob& job, int64_t begin, int64_t end, T* work) {
     static_assert(kPanelSpare >= kRows - 1 && kPanelFeatures == 64 && 64 % (kVectors * Lanes<T>::count) == 0);
     constexpr int kRoom = kPanelRows + kPanelSpare;
     const int64_t k = job.y.columns, d = job.features;
     T* panel = work;
     T* acc = panel + kPanelFeatures * kPanelOutputs;
     T* y = acc + kRoom * kPanelFeatures;
+    __builtin_memset(panel, 0, sizeof(T) * kPanelFeatures * kPanelOutputs);
     __builtin_memset(y, 0, sizeof(T) * kRoom * kPanelOutputs);
     const int rows = static_cast<int>(end - begin);
     const T scale = static_cast<T>(job.scale);
@@ -250,7 +265,8 @@ void rademacher_adjoint_rows_of(const RademacherAdjointJob& job, int64_t begin, 
         __builtin_memset(acc, 0, sizeof(T) * kRoom * kPanelFeatures);
         for (int64_t c = 0; c < k; c += kPanelOutputs) {
             const int count = k - c < kPanelOutputs ? static_cast<int>(k - c) : kPanelOutputs;
-            expand_columns(job.seed, first, width, c / kPanelOutputs, panel);
+            if (job.gaussian) draw_columns(job, first, width, c, count, panel);
+            else expand_columns(job.seed, first, width, c / kPanelOutputs, panel);
             if (first == 0 || k > kPanelOutputs)
                 for (int r = 0; r < rows; ++r)
                     convert(job.type, job.y.data + (begin + r) * job.y.row_stride + c * job.y.column_stride,
@@ -285,11 +301,11 @@ static void srht_sign_f32(const SrhtAdjointJob& job, int64_t row, const float* w
 static void srht_sign_f64(const SrhtAdjointJob& job, int64_t row, const double* work) noexcept {
     srht_sign_as(job, row, work);
 }
-static void rademacher_adjoint_rows_f32(const RademacherAdjointJob& job, int64_t begin, int64_t end, void* work) noexcept {
-    rademacher_adjoint_rows_of<float>(job, begin, end, static_cast<float*>(work));
+static void dense_adjoint_rows_f32(const DenseAdjointJob& job, int64_t begin, int64_t end, void* work) noexcept {
+    dense_adjoint_rows_of<float>(job, begin, end, static_cast<float*>(work));
 }
-static void rademacher_adjoint_rows_f64(const RademacherAdjointJob& job, int64_t begin, int64_t end, void* work) noexcept {
-    rademacher_adjoint_rows_of<double>(job, begin, end, static_cast<double*>(work));
+static void dense_adjoint_rows_f64(const DenseAdjointJob& job, int64_t begin, int64_t end, void* work) noexcept {
+    dense_adjoint_rows_of<double>(job, begin, end, static_cast<double*>(work));
 }
 
 }  // namespace EF_ISA

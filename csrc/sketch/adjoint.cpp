@@ -20,9 +20,9 @@ namespace {
 constexpr int kAdjointTile = 64;     // features gathered at a time
 constexpr int kPanelFeatures = 64;   // of a sign panel: one 64 x 64 bit transposition
 constexpr int kPanelOutputs = 256;   // components of one Philox block
-constexpr int kPanelRows = 96;       // rows that share a panel
+constexpr int kPanelRows = 384;      // rows that share a panel; a multiple of every register block
 constexpr int kPanelSpare = 5;       // rows a last, partial register block may touch beyond them
-constexpr uint64_t kRademacherStream = 3;
+constexpr uint64_t kRademacherStream = 3, kGaussianStream = 4;
 }  // namespace
 }  // namespace ef
 
@@ -33,7 +33,7 @@ namespace ef {
 
 namespace {
 using HashRows = void (*)(const HashAdjointJob&, int64_t, int64_t, void*, void*) noexcept;
-using RademacherRows = void (*)(const RademacherAdjointJob&, int64_t, int64_t, void*) noexcept;
+using DenseRows = void (*)(const DenseAdjointJob&, int64_t, int64_t, void*) noexcept;
 template <class T>
 using Place = void (*)(const SrhtAdjointJob&, int64_t, T*, T*) noexcept;
 template <class T>
@@ -41,8 +41,8 @@ using Sign = void (*)(const SrhtAdjointJob&, int64_t, const T*) noexcept;
 
 constexpr HashRows kHashF32[kIsaCount] = EF_PER_ISA(hash_adjoint_rows_f32);
 constexpr HashRows kHashF64[kIsaCount] = EF_PER_ISA(hash_adjoint_rows_f64);
-constexpr RademacherRows kRademacherF32[kIsaCount] = EF_PER_ISA(rademacher_adjoint_rows_f32);
-constexpr RademacherRows kRademacherF64[kIsaCount] = EF_PER_ISA(rademacher_adjoint_rows_f64);
+constexpr DenseRows kDenseF32[kIsaCount] = EF_PER_ISA(dense_adjoint_rows_f32);
+constexpr DenseRows kDenseF64[kIsaCount] = EF_PER_ISA(dense_adjoint_rows_f64);
 constexpr Place<float> kPlaceF32[kIsaCount] = EF_PER_ISA(srht_place_f32);
 constexpr Place<double> kPlaceF64[kIsaCount] = EF_PER_ISA(srht_place_f64);
 constexpr Sign<float> kSignF32[kIsaCount] = EF_PER_ISA(srht_sign_f32);
@@ -111,8 +111,8 @@ bool srht_adjoint(Isa isa, const SrhtAdjointJob& job, int num_threads) noexcept 
 }
 
 template <class T>
-bool rademacher_adjoint(Isa isa, const RademacherAdjointJob& job, int num_threads) noexcept {
-    const RademacherRows rows = (std::is_same_v<T, float> ? kRademacherF32 : kRademacherF64)[static_cast<int>(isa)];
+bool dense_adjoint(Isa isa, const DenseAdjointJob& job, int num_threads) noexcept {
+    const DenseRows rows = (std::is_same_v<T, float> ? kDenseF32 : kDenseF64)[static_cast<int>(isa)];
     const int64_t n = job.y.rows;
     const int threads = threads_of(n, job.features, job.y.columns, n, num_threads);
     int64_t step = (n + threads - 1) / threads;
@@ -131,7 +131,7 @@ template bool hash_adjoint<float>(Isa, const HashAdjointJob&, int) noexcept;
 template bool hash_adjoint<double>(Isa, const HashAdjointJob&, int) noexcept;
 template bool srht_adjoint<float>(Isa, const SrhtAdjointJob&, int) noexcept;
 template bool srht_adjoint<double>(Isa, const SrhtAdjointJob&, int) noexcept;
-template bool rademacher_adjoint<float>(Isa, const RademacherAdjointJob&, int) noexcept;
-template bool rademacher_adjoint<double>(Isa, const RademacherAdjointJob&, int) noexcept;
+template bool dense_adjoint<float>(Isa, const DenseAdjointJob&, int) noexcept;
+template bool dense_adjoint<double>(Isa, const DenseAdjointJob&, int) noexcept;
 
 }  // namespace ef

@@ -2,7 +2,8 @@
 //
 // Numerics: the hash kinds and rademacher sum +-y[i][c] from +0 in ascending order of c, in the element type, one rounding
 // an addition; the scale is one multiplication at the end. srht puts y at the sampled places of a zero vector,
-// transforms it (hadamard.hpp), applies the signs and the scale. Rows never mix: the bytes do not depend on threads,
+// transforms it (hadamard.hpp), applies the signs and the scale. gaussian multiplies and adds in ascending order of c,
+// fused or not as the SIMD level has it: within (k + 1) * eps * sum |y * entry|, not the same bits everywhere. Rows never mix: the bytes do not depend on threads,
 // SIMD level or batching. NaN results are the one quiet NaN with a clear sign bit.
 // Error: at most (m - 1) * eps * sum |y| for a feature of m terms. Aliasing: out must not overlap y. Alignment: none
 // needed. Thread-safety: pure functions.
@@ -36,8 +37,9 @@ struct SrhtAdjointJob : AdjointJob {
     int64_t length;
 };
 
-struct RademacherAdjointJob : AdjointJob {
+struct DenseAdjointJob : AdjointJob {
     uint64_t seed;
+    const int32_t* gaussian;  // the entry of every 16-bit draw in units of 2^-16; null for rademacher
 };
 
 // False when scratch memory could not be had; nothing has been written then.
@@ -46,6 +48,6 @@ bool hash_adjoint(Isa isa, const HashAdjointJob& job, int num_threads) noexcept;
 template <class T>
 bool srht_adjoint(Isa isa, const SrhtAdjointJob& job, int num_threads) noexcept;
 template <class T>
-bool rademacher_adjoint(Isa isa, const RademacherAdjointJob& job, int num_threads) noexcept;
+bool dense_adjoint(Isa isa, const DenseAdjointJob& job, int num_threads) noexcept;
 
 }  // namespace ef

@@ -69,7 +69,7 @@ void csr_hash_rows_as(const CsrHashJob& job, int64_t begin, int64_t end, uint32_
     const int64_t k = job.components;
     const int nnz = kNnz > 0 ? kNnz : job.entries.nnz;
     const I* indices = static_cast<const I*>(job.x.indices);
-    const uint64_t base = static_cast<uint64_t>(k) / nnz, rest = static_cast<uint64_t>(k) % nnz;
+    const uint64_t base = nnz > 0 ? static_cast<uint64_t>(k) / nnz : 0, rest = nnz > 0 ? static_cast<uint64_t>(k) % nnz : 0;
     const bool all = job.begin == 0 && job.end == job.x.columns;
     const uint32_t* packed = job.entries.packed;
     const int64_t* starts = job.entries.starts;
@@ -187,6 +187,69 @@ void csr_rademacher_rows_of(const CsrRademacherJob& job, int64_t begin, int64_t 
     }
 }
 
+// Entries of one feature for outputs output, output + 1, ... (a multiple of 16): 16 draws a block.
+template <class T>
+EF_INLINE void draw_gaussian(const CsrGaussianJob& job, int64_t feature, int64_t output, int64_t width, T* to) {
+    for (int64_t c = 0; c < width; c += 16) {
+        const PhiloxBlock block = philox4x64(static_cast<uint64_t>(feature) + 1, static_cast<uint64_t>((output + c) / 16), 0,
+                                             0, job.seed, kGaussianStream);
+        for (int i = 0; i < 16; ++i)
+            to[c + i] = static_cast<T>(job.table[(block.word[i / 4] >> (16 * (i % 4))) & 0xffff]) *
+                        static_cast<T>(1.0 / 65536);
+    }
+}
+
+template <class T>
+EF_INLINE void add_multiple(T x, const T* entries, int64_t width, T* out) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const V value = broadcast<V>(x);
+    int64_t c = 0;
+    for (; c + L <= width; c += L) store_as(out + c, load_as<V>(out + c) + value * load_as<V>(entries + c));
+    for (; c < width; ++c) out[c] += x * entries[c];
+}
+
+// cursors: one a row, or null: then the entries are drawn for every stored number.
+template <class T, class I>
+void csr_gaussian_rows_of(const CsrGaussianJob& job, int64_t begin, int64_t end, T* panel, int64_t* cursors) {
+    const int64_t k = job.components;
+    const I* indices = static_cast<const I*>(job.x.indices);
+    const int64_t size = element_size(job.x.type, sizeof(T));
+    const T scale = static_cast<T>(job.scale);
+    T* const base = reinterpret_cast<T*>(job.out);
+    if (!job.accumulate) __builtin_memset(base + begin * k, 0, static_cast<size_t>((end - begin) * k) * sizeof(T));
+    for (int64_t output = 0; output < k; output += kGaussianOutputs) {
+        const int64_t width = k - output < kGaussianOutputs ? k - output : kGaussianOutputs;
+        if (!cursors) {
+            for (int64_t row = begin; row < end; ++row)
+                for (int64_t p = job.x.indptr[row]; p < job.x.indptr[row + 1]; ++p) {
+                    T value;
+                    convert(job.x.type, job.x.data + p * size, size, 1, &value);
+                    draw_gaussian(job, job.first + indices[p], output, width, panel);
+                    add_multiple(value, panel, width, base + row * k + output);
+                }
+            continue;
+        }
+        for (int64_t row = begin; row < end; ++row) cursors[row - begin] = job.x.indptr[row];
+        for (int64_t j = 0; j < job.x.columns; j += kGaussianFeatures) {
+            const int64_t count = job.x.columns - j < kGaussianFeatures ? job.x.columns - j : kGaussianFeatures;
+            for (int64_t f = 0; f < count; ++f)
+                draw_gaussian(job, job.first + j + f, output, width, panel + f * kGaussianOutputs);
+            for (int64_t row = begin; row < end; ++row) {
+                int64_t p = cursors[row - begin];
+                const int64_t last = job.x.indptr[row + 1];
+                for (; p < last && indices[p] < j + count; ++p) {
+                    T value;
+                    convert(job.x.type, job.x.data + p * size, size, 1, &value);
+                    add_multiple(value, panel + (indices[p] - j) * kGaussianOutputs, width, base + row * k + output);
+                }
+                cursors[row - begin] = p;
+            }
+        }
+    }
+    for (int64_t i = begin * k; i < end * k; ++i) base[i] = canonical(base[i] * scale);
+}
+
 template <class T, class I>
 void csr_srht_scatter_as(const CsrSrhtJob& job, int64_t row, T* work) {
     const I* indices = static_cast<const I*>(job.x.indices);
@@ -228,6 +291,16 @@ static void csr_rademacher_rows_f32(const CsrRademacherJob& job, int64_t begin, 
 static void csr_rademacher_rows_f64(const CsrRademacherJob& job, int64_t begin, int64_t end) noexcept {
     job.x.wide ? csr_rademacher_rows_of<double, int64_t>(job, begin, end)
                : csr_rademacher_rows_of<double, int32_t>(job, begin, end);
+}
+static void csr_gaussian_rows_f32(const CsrGaussianJob& job, int64_t begin, int64_t end, void* panel,
+                                  int64_t* cursors) noexcept {
+    job.x.wide ? csr_gaussian_rows_of<float, int64_t>(job, begin, end, static_cast<float*>(panel), cursors)
+               : csr_gaussian_rows_of<float, int32_t>(job, begin, end, static_cast<float*>(panel), cursors);
+}
+static void csr_gaussian_rows_f64(const CsrGaussianJob& job, int64_t begin, int64_t end, void* panel,
+                                  int64_t* cursors) noexcept {
+    job.x.wide ? csr_gaussian_rows_of<double, int64_t>(job, begin, end, static_cast<double*>(panel), cursors)
+               : csr_gaussian_rows_of<double, int32_t>(job, begin, end, static_cast<double*>(panel), cursors);
 }
 static void csr_srht_scatter_f32(const CsrSrhtJob& job, int64_t row, float* work) noexcept {
     job.x.wide ? csr_srht_scatter_as<float, int64_t>(job, row, work) : csr_srht_scatter_as<float, int32_t>(job, row, work);

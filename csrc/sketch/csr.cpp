@@ -21,7 +21,9 @@ constexpr int kCsrChunk = 128;     // entries converted at a time
 constexpr int kCsrAhead = 16;      // entries between a table line's request and its use
 constexpr int kCsrDraw = 8;        // features drawn back to back: independent chains of multiplications
 constexpr int kSignOutputs = 256;  // outputs of one Philox block
-constexpr uint64_t kCountSketchStream = 1, kStackStream = 2, kRademacherStream = 3;
+constexpr int kGaussianOutputs = 256;   // outputs and features of a panel of entries: 512 KiB of float
+constexpr int kGaussianFeatures = 512;
+constexpr uint64_t kCountSketchStream = 1, kStackStream = 2, kRademacherStream = 3, kGaussianStream = 4;
 }  // namespace
 }  // namespace ef
 
@@ -33,6 +35,7 @@ namespace ef {
 namespace {
 using HashRows = void (*)(const CsrHashJob&, int64_t, int64_t, uint32_t*) noexcept;
 using RademacherRows = void (*)(const CsrRademacherJob&, int64_t, int64_t) noexcept;
+using GaussianRows = void (*)(const CsrGaussianJob&, int64_t, int64_t, void*, int64_t*) noexcept;
 template <class T>
 using Scatter = void (*)(const CsrSrhtJob&, int64_t, T*) noexcept;
 template <class T>
@@ -42,6 +45,8 @@ constexpr HashRows kHashF32[kIsaCount] = EF_PER_ISA(csr_hash_rows_f32);
 constexpr HashRows kHashF64[kIsaCount] = EF_PER_ISA(csr_hash_rows_f64);
 constexpr RademacherRows kRademacherF32[kIsaCount] = EF_PER_ISA(csr_rademacher_rows_f32);
 constexpr RademacherRows kRademacherF64[kIsaCount] = EF_PER_ISA(csr_rademacher_rows_f64);
+constexpr GaussianRows kGaussianF32[kIsaCount] = EF_PER_ISA(csr_gaussian_rows_f32);
+constexpr GaussianRows kGaussianF64[kIsaCount] = EF_PER_ISA(csr_gaussian_rows_f64);
 constexpr Scatter<float> kScatterF32[kIsaCount] = EF_PER_ISA(csr_srht_scatter_f32);
 constexpr Scatter<double> kScatterF64[kIsaCount] = EF_PER_ISA(csr_srht_scatter_f64);
 constexpr Pick<float> kPickF32[kIsaCount] = EF_PER_ISA(csr_srht_pick_f32);
@@ -92,6 +97,24 @@ bool csr_rademacher_transform(Isa isa, const CsrRademacherJob& job, int num_thre
 }
 
 template <class T>
+bool csr_gaussian_transform(Isa isa, const CsrGaussianJob& job, int num_threads) noexcept {
+    const GaussianRows rows = (std::is_same_v<T, float> ? kGaussianF32 : kGaussianF64)[static_cast<int>(isa)];
+    const int threads = threads_of(job.x, job.components, job.components, num_threads);
+    const int64_t share = (job.x.rows + threads - 1) / threads;
+    // A panel pays when a thread has more numbers than features to draw entries for.
+    const bool panels = job.x.indptr[job.x.rows] / threads > job.x.columns;
+    const size_t panel = size_t{kGaussianOutputs} * (panels ? kGaussianFeatures : 1) * sizeof(T);
+    Scratch scratch(threads, panel + (panels ? static_cast<size_t>(share) * sizeof(int64_t) : 0));
+    if (!scratch.ok()) return false;
+    parallel_for(threads, threads, [&](int64_t slot) noexcept {
+        const int64_t begin = slot * share, end = begin + share < job.x.rows ? begin + share : job.x.rows;
+        char* memory = scratch.of(slot);
+        if (begin < end) rows(job, begin, end, memory, panels ? reinterpret_cast<int64_t*>(memory + panel) : nullptr);
+    });
+    return true;
+}
+
+template <class T>
 bool csr_srht_transform(Isa isa, const CsrSrhtJob& job, int num_threads) noexcept {
     const auto level = static_cast<int>(isa);
     const int threads = threads_of(job.x, 1, job.length, num_threads);
@@ -112,6 +135,8 @@ bool csr_srht_transform(Isa isa, const CsrSrhtJob& job, int num_threads) noexcep
 
 template bool csr_hash_transform<float>(Isa, const CsrHashJob&, int) noexcept;
 template bool csr_hash_transform<double>(Isa, const CsrHashJob&, int) noexcept;
+template bool csr_gaussian_transform<float>(Isa, const CsrGaussianJob&, int) noexcept;
+template bool csr_gaussian_transform<double>(Isa, const CsrGaussianJob&, int) noexcept;
 template bool csr_srht_transform<float>(Isa, const CsrSrhtJob&, int) noexcept;
 template bool csr_srht_transform<double>(Isa, const CsrSrhtJob&, int) noexcept;
 template bool csr_rademacher_transform<float>(Isa, const CsrRademacherJob&, int) noexcept;

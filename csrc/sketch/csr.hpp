@@ -3,7 +3,8 @@
 //
 // Numerics: those of the dense kernels (hash kinds, rademacher, srht), whose sums skip nothing but +-0
 // terms here. As every sum begins at +0, adding a zero changes no bit of it: the output bytes are those of the dense
-// matrix with the same values, NaN and infinities included.
+// matrix with the same values, NaN and infinities included. gaussian: each product and each sum is rounded once, features
+// ascending; within (d + 1) * eps * sum |x * entry|, as the dense kernel.
 // Requires a matrix check_compressed called canonical. Feature j of the operator is column j - first: `first` is what
 // a block of rows in S X needs, where X's rows are features; with `accumulate` and scale 1, block after block gives the
 // bytes of all rows at once. Aliasing: out must not overlap x. Thread-safety: pure.
@@ -58,6 +59,17 @@ struct CsrRademacherJob {
     bool accumulate;
 };
 
+struct CsrGaussianJob {
+    CompressedMatrix x;
+    const int32_t* table;  // the entry of every 16-bit draw, in units of 2^-16
+    uint64_t seed;
+    int64_t first;
+    int64_t components;
+    double scale;
+    char* out;
+    bool accumulate;
+};
+
 // False when scratch memory could not be had; nothing has been written then.
 template <class T>
 bool csr_hash_transform(Isa isa, const CsrHashJob& job, int num_threads) noexcept;
@@ -65,5 +77,7 @@ template <class T>
 bool csr_srht_transform(Isa isa, const CsrSrhtJob& job, int num_threads) noexcept;
 template <class T>
 bool csr_rademacher_transform(Isa isa, const CsrRademacherJob& job, int num_threads) noexcept;
+template <class T>
+bool csr_gaussian_transform(Isa isa, const CsrGaussianJob& job, int num_threads) noexcept;
 
 }  // namespace ef

@@ -186,8 +186,9 @@ void recurse(const T* in, T* out, int64_t n, T scale) {
     strided(out, h, radix, 0, h, scale);
 }
 
+// x with the features negated whose bit is set; in == out is allowed.
 template <class T>
-void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
+void flip_signs(const char* source, int64_t stride, const uint64_t* signs, int64_t d, T* out) {
     typedef typename Lanes<T>::V V;
     typedef typename Lanes<T>::U U;
     typedef typename Lanes<T>::Bits Bits;
@@ -195,25 +196,81 @@ void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
     U shift;
     for (int i = 0; i < L; ++i) shift[i] = static_cast<Bits>(kTop - i);
     const U top = U{} + (static_cast<Bits>(1) << kTop);
+    int64_t j = 0;
+    if (stride == static_cast<int64_t>(sizeof(T))) {
+        for (; j + L <= d; j += L) {
+            const Bits bits = static_cast<Bits>(signs[j / 64] >> (j % 64)) & ((Bits{1} << L) - 1);
+            store_as(out + j, (V)((U)load_as<V>(source + j * sizeof(T)) ^ (((U{} + bits) << shift) & top)));
+        }
+    }
+    for (; j < d; ++j) {
+        const uint32_t bit = static_cast<uint32_t>(signs[j / 64] >> (j % 64)) << 31;
+        out[j] = flip(element<T>(source + j * stride), bit);
+    }
+}
+
+template <class T>
+void srht_rows_of(const SrhtJob& job, int64_t begin, int64_t end, T* work) {
     const int64_t d = job.x.columns;
     const T scale = static_cast<T>(job.scale);
     for (int64_t row = begin; row < end; ++row) {
-        const char* source = job.x.data + row * job.x.row_stride;
-        int64_t j = 0;
-        if (job.x.column_stride == static_cast<int64_t>(sizeof(T))) {
-            for (; j + L <= d; j += L) {
-                const Bits bits = static_cast<Bits>(job.signs[j / 64] >> (j % 64)) & ((Bits{1} << L) - 1);
-                store_as(work + j, (V)((U)load_as<V>(source + j * sizeof(T)) ^ (((U{} + bits) << shift) & top)));
-            }
-        }
-        for (; j < d; ++j) {
-            const uint32_t bit = static_cast<uint32_t>(job.signs[j / 64] >> (j % 64)) << 31;
-            work[j] = flip(element<T>(source + j * job.x.column_stride), bit);
-        }
+        flip_signs<T>(job.x.data + row * job.x.row_stride, job.x.column_stride, job.signs, d, work);
         __builtin_memset(work + d, 0, static_cast<size_t>(job.length - d) * sizeof(T));
         recurse<T>(work, work, job.length, static_cast<T>(1));
         T* out = reinterpret_cast<T*>(job.out) + row * job.components;
         for (int64_t c = 0; c < job.components; ++c) out[c] = canonical(work[job.index[c]] * scale);
+    }
+}
+
+template <class T>
+void mix_halves(T* x, int64_t d) {
+    typedef typename Lanes<T>::V V;
+    constexpr int L = Lanes<T>::count;
+    const T root = static_cast<T>(0.70710678118654757);
+    const int64_t half = d / 2;
+    T* high = x + d - half;
+    int64_t i = 0;
+    for (; i + L <= half; i += L) {
+        const V a = load_as<V>(x + i), b = load_as<V>(high + i);
+        store_as(x + i, (a + b) * root);
+        store_as(high + i, (a - b) * root);
+    }
+    for (; i < half; ++i) {
+        const T a = x[i], b = high[i];
+        x[i] = (a + b) * root;
+        high[i] = (a - b) * root;
+    }
+}
+
+template <class T>
+void rotate_rows_of(const RotationJob& job, int64_t begin, int64_t end) {
+    constexpr int64_t stride = sizeof(T);
+    const int64_t d = job.x.columns, length = int64_t{1} << log2_of(d), words = (d + 255) / 256 * 4;
+    const bool windows = length < d;
+    const int steps = windows ? 6 : 3;
+    const T scale = static_cast<T>(1.0 / __builtin_sqrt(static_cast<double>(length)));
+    for (int64_t row = begin; row < end; ++row) {
+        T* out = reinterpret_cast<T*>(job.out) + row * d;
+        const char* x = job.x.data + row * job.x.row_stride;
+        if (job.inverse && x != reinterpret_cast<char*>(out))
+            for (int64_t j = 0; j < d; ++j) out[j] = element<T>(x + j * job.x.column_stride);
+        for (int i = 0; i < steps; ++i) {
+            const int step = job.inverse ? steps - 1 - i : i;
+            T* window = step % 2 && windows ? out + d - length : out;
+            const bool mixes = windows && step % 2 == 0;
+            const uint64_t* signs = job.signs + step * words;
+            const char* self = reinterpret_cast<const char*>(out);
+            if (job.inverse) {
+                recurse<T>(window, window, length, scale);
+                if (mixes) mix_halves(out, d);
+                flip_signs<T>(self, stride, signs, d, out);
+            } else {
+                flip_signs<T>(i == 0 ? x : self, i == 0 ? job.x.column_stride : stride, signs, d, out);
+                if (mixes) mix_halves(out, d);
+                recurse<T>(window, window, length, scale);
+            }
+        }
+        for (int64_t j = 0; j < d; ++j) out[j] = canonical(out[j]);
     }
 }
 
@@ -236,6 +293,13 @@ static void srht_rows_f32(const SrhtJob& job, int64_t begin, int64_t end, void* 
 }
 static void srht_rows_f64(const SrhtJob& job, int64_t begin, int64_t end, void* work) noexcept {
     srht_rows_of<double>(job, begin, end, static_cast<double*>(work));
+}
+
+static void rotate_rows_f32(const RotationJob& job, int64_t begin, int64_t end) noexcept {
+    rotate_rows_of<float>(job, begin, end);
+}
+static void rotate_rows_f64(const RotationJob& job, int64_t begin, int64_t end) noexcept {
+    rotate_rows_of<double>(job, begin, end);
 }
 
 }  // namespace EF_ISA

@@ -31,6 +31,10 @@ constexpr Join<double> kJoinF64[kIsaCount] = EF_PER_ISA(fwht_join_f64);
 constexpr SrhtRows kSrhtF32[kIsaCount] = EF_PER_ISA(srht_rows_f32);
 constexpr SrhtRows kSrhtF64[kIsaCount] = EF_PER_ISA(srht_rows_f64);
 
+using RotateRows = void (*)(const RotationJob&, int64_t, int64_t) noexcept;
+constexpr RotateRows kRotateF32[kIsaCount] = EF_PER_ISA(rotate_rows_f32);
+constexpr RotateRows kRotateF64[kIsaCount] = EF_PER_ISA(rotate_rows_f64);
+
 template <class T>
 constexpr auto& vector_table() {
     if constexpr (std::is_same_v<T, float>) return kVectorF32;
@@ -88,8 +92,21 @@ bool srht_transform(Isa isa, const SrhtJob& job, int num_threads) noexcept {
     return true;
 }
 
+template <class T>
+void rotate(Isa isa, const RotationJob& job, int num_threads) noexcept {
+    const RotateRows rows = (std::is_same_v<T, float> ? kRotateF32 : kRotateF64)[static_cast<int>(isa)];
+    const int64_t n = job.x.rows, d = job.x.columns;
+    const int threads = threads_for(n, d < kGrain / 4 ? kGrain / 4 / d : 1, num_threads);
+    const int64_t step = d < kGrain / 8 ? kGrain / 8 / d : 1;
+    parallel_for((n + step - 1) / step, threads, [&](int64_t chunk) noexcept {
+        rows(job, chunk * step, (chunk + 1) * step < n ? (chunk + 1) * step : n);
+    });
+}
+
 template void fwht<float>(Isa, const float*, float*, int64_t, int64_t, double, int) noexcept;
 template void fwht<double>(Isa, const double*, double*, int64_t, int64_t, double, int) noexcept;
+template void rotate<float>(Isa, const RotationJob&, int) noexcept;
+template void rotate<double>(Isa, const RotationJob&, int) noexcept;
 template bool srht_transform<float>(Isa, const SrhtJob&, int) noexcept;
 template bool srht_transform<double>(Isa, const SrhtJob&, int) noexcept;
 

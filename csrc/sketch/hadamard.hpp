@@ -5,7 +5,13 @@
 // so the bits depend on neither threads nor SIMD level nor blocking. Error: at most log2(n) * eps * sum |x|.
 // SRHT of a row: x zero-padded to n, signs applied, transformed, then out[c] = scale * H(sign x)[index[c]]; NaN results
 // are the one quiet NaN with a clear sign bit. In fwht the payload of a NaN result is unspecified.
-// Aliasing: fwht in == out is allowed, any other overlap is not. Alignment: none needed. Thread-safety: pure functions.
+// Rotation of a row: steps s = 0, 1, ... each negate the features whose bit is set, then transform a window of `length`
+// elements, the largest power of two up to d, with one multiplication by 1/sqrt(length) at its end. A d that is a power
+// of two has 3 steps; others have 6, windows alternate between the first and the last `length` elements, and even steps
+// first mix halves: (a, b) at distance d - d / 2 become ((a + b) r, (a - b) r), r = sqrt(1/2), one rounding an
+// operation. The inverse undoes the steps backwards; each transform and each mixing is its own inverse. NaN as in SRHT.
+// Error: at most steps * (log2(length) + 3) * eps * |x|, Euclidean norms.
+// Aliasing: fwht and rotation allow in == out, no other overlap. Alignment: none needed. Thread-safety: pure functions.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +31,19 @@ struct SrhtJob {
     char* out;  // rows * components, contiguous
 };
 
+struct RotationJob {
+    StridedMatrix x;
+    const uint64_t* signs;  // of every step: bit j % 64 of word j / 64 of its (columns + 255) / 256 * 4 words
+    bool inverse;
+    char* out;  // rows * columns, contiguous; may be x
+};
+
 // `rows` contiguous vectors of `length` (a power of two) each.
 template <class T>
 void fwht(Isa isa, const T* in, T* out, int64_t rows, int64_t length, double scale, int num_threads) noexcept;
+
+template <class T>
+void rotate(Isa isa, const RotationJob& job, int num_threads) noexcept;
 
 // False when scratch memory could not be had; nothing has been written then.
 template <class T>

@@ -37,6 +37,23 @@ void expand_signs(const RademacherJob& job, int64_t first, int count, int64_t ou
     }
 }
 
+// Normal entries for `count` features times kRademacherOutputs outputs.
+template <class T>
+void expand_gaussian(const RademacherJob& job, int64_t first, int count, int64_t output, T* panel) {
+    for (int j = 0; j < count; ++j) {
+        uint16_t draws[kRademacherOutputs];
+        for (int b = 0; b < kRademacherOutputs / 16; ++b) {
+            const PhiloxBlock block = philox4x64(static_cast<uint64_t>(first + j) + 1,
+                                                 static_cast<uint64_t>(output / 16 + b), 0, 0, job.seed, 4);
+            for (int lane = 0; lane < 16; ++lane)
+                draws[16 * b + lane] = static_cast<uint16_t>(block.word[lane / 4] >> (16 * (lane % 4)));
+        }
+        T* to = panel + j * kRademacherOutputs;
+        for (int i = 0; i < kRademacherOutputs; ++i)
+            to[i] = static_cast<T>(gaussian_entry(draws[i])) * static_cast<T>(kGaussianUnit);
+    }
+}
+
 template <class T>
 void multiply_tile(const T* x, const T* panel, int count, int rows, T* acc) {
     typedef typename Lanes<T>::V V;
@@ -86,7 +103,8 @@ void rademacher_rows_of(const RademacherJob& job, int64_t begin, int64_t end, T*
         for (int64_t first = 0; first < job.x.columns; first += kRademacherFeatures) {
             const int64_t left = job.x.columns - first;
             const int count = left < kRademacherFeatures ? static_cast<int>(left) : kRademacherFeatures;
-            expand_signs(job, first, count, output, panel);
+            if (job.gaussian) expand_gaussian(job, first, count, output, panel);
+            else expand_signs(job, first, count, output, panel);
             for (int r = 0; r < rows; ++r) {
                 const char* source = job.x.data + (begin + r) * job.x.row_stride + first * job.x.column_stride;
                 T* to = x + r * kRademacherFeatures;

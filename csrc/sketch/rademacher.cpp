@@ -12,6 +12,7 @@
 #include "common/philox.hpp"
 #include "common/dispatch.hpp"
 #include "common/scratch.hpp"
+#include "sketch/gaussian.hpp"
 
 namespace ef {
 namespace {

@@ -22,6 +22,7 @@ struct RademacherJob {
     int64_t components;
     double scale;
     char* out;  // rows * components, contiguous
+    bool gaussian = false;  // entries of gaussian.hpp instead; products are fused where the level has it
 };
 
 // False when scratch memory could not be had; nothing has been written then.

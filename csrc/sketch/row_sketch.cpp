@@ -12,7 +12,7 @@
 #include "common/parallel.hpp"
 #include "common/philox.hpp"
 #include "common/scratch.hpp"
-#include "sketch/stack.hpp"
+#include "sketch/hash.hpp"
 
 namespace ef {
 namespace {
@@ -36,13 +36,17 @@ constexpr int64_t kTileBytes = int64_t{1} << 18;   // of x between two column bl
 constexpr int64_t kGrain = int64_t{1} << 20;       // additions worth a thread
 constexpr int kPad = 16;                           // a multiple of every lane count
 constexpr int kMinShare = 32;                      // columns worth a thread of their own
-constexpr int kStack = 2, kRademacher = 3;
+constexpr int kCountSketch = 1, kStack = 2, kRademacher = 3;  // kind numbers
 }  // namespace
 
 void row_entries(int kind, uint64_t seed, int64_t components, int nnz, int64_t first, int64_t count,
                  uint32_t* out) noexcept {
     if (kind == kStack) {
         stack_table(seed, components, nnz, first, count, out);
+        return;
+    }
+    if (kind == kCountSketch) {
+        countsketch_table(seed, components, first, count, out);
         return;
     }
     for (int64_t j = first; j < first + count; ++j)

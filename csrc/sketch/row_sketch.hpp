@@ -1,7 +1,7 @@
 // Left sketches: acc += S x, where row i of x is column first_row + i of S.
 //
-// Column r of S has `nnz` entries +-1 in distinct rows, those of feature r of the operator (sketch/stack.hpp for
-// sparse_stack, sketch/rademacher.hpp for rademacher). S is not scaled here.
+// Column r of S has `nnz` entries +-1 in distinct rows, those of feature r of the operator (sketch/hash.hpp for
+// sparse_stack and countsketch, sketch/rademacher.hpp for rademacher). S is not scaled here.
 //
 // Numerics: acc[b][c] takes its terms +-x[i][c] one at a time in ascending order of i, one rounding each, in the type of
 // acc; float32 terms are widened exactly to a float64 acc; int64 wraps. acc is continued, not overwritten, so that the

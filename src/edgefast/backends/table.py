@@ -23,18 +23,43 @@ class SketchKernels(Protocol):
     def stack_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
         """Entries of sparse_stack's features first, first + 1, ...: bucket | negative << 31 into out (count, nnz)."""
 
-    def stack_transform(
+    def countsketch_table(self, seed: int, n_components: int, first: int, out: NDArray[np.uint32], /) -> None:
+        """Entries of countsketch's features first, first + 1, ...: bucket | negative << 31 into out (count, 1)."""
+
+    def sparse_starts(
+        self, seed: int, n_components: int, thresholds: NDArray[np.uint64], first: int, out: NDArray[np.int64], /
+    ) -> None:
+        """Where the entries of sparse's features first, first + 1, ... start; out has one number more than features."""
+
+    def sparse_table(
+        self,
+        seed: int,
+        n_components: int,
+        thresholds: NDArray[np.uint64],
+        first: int,
+        starts: NDArray[np.int64],
+        out: NDArray[np.uint32],
+        /,
+    ) -> None:
+        """The entries themselves: bucket | negative << 31, buckets of a feature ascending, into out (starts[-1],)."""
+
+    def hash_transform(
         self,
         x: NDArray[Any],
-        table: NDArray[np.uint32] | None,
-        seed: int,
-        nnz: int,
+        entries: NDArray[np.uint32],
+        starts: NDArray[np.int64] | None,
         scale: float,
+        more: bool,
+        last: bool,
         out: NDArray[Any],
         num_threads: int,
         /,
     ) -> None:
-        """Rows of x (any strides) into out (n, k), C-contiguous. Without a table the entries are drawn on the fly."""
+        """Rows of x (any strides) times a matrix of +-1 given by the entries of its columns.
+
+        Entries are bucket | negative << 31: (d, nnz), or with starts (d + 1,) one-dimensional. out (n, k) is
+        C-contiguous. `more` adds to the unscaled sums in out instead of starting at zero; `last` scales.
+        """
 
     def srht_transform(
         self,
@@ -53,6 +78,19 @@ class SketchKernels(Protocol):
         self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
     ) -> None:
         """Rows of x (any strides) times +-1 entries drawn on the fly."""
+
+    def gaussian_transform(
+        self, x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) times normal entries drawn on the fly."""
+
+    def rotate(
+        self, x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int, /
+    ) -> None:
+        """Rows of x (any strides) rotated or rotated back; signs (steps, words).
+
+        out (n, d) is C-contiguous: the memory of x, or none in common with it.
+        """
 
     def fwht(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
         """Walsh-Hadamard transform of the rows of x; both arrays C-contiguous, the same memory or none in common."""
@@ -87,23 +125,31 @@ class SketchInputKernels(Protocol):
     ) -> None:
         """Columns [begin, end) as compressed rows; cursors and places move on (csrc/sketch/compressed.hpp)."""
 
-    def csr_stack_transform(
+    def csr_hash_transform(
         self,
         data: Array,
         indices: Array,
         indptr: NDArray[np.int64],
         columns: int,
-        first: int,
-        table: NDArray[np.uint32] | None,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32] | None,
+        starts: NDArray[np.int64] | None,
+        kind: int,
         seed: int,
         nnz: int,
+        first: int,
         scale: float,
+        more: bool,
+        last: bool,
         out: Array,
-        accumulate: bool,
         num_threads: int,
         /,
     ) -> None:
-        """Sparse rows into out (n, k), continuing its sums or not. The table, if any, begins at feature `first`."""
+        """Columns [begin, end) of sparse rows; entries and the rest as in hash_transform.
+
+        Without entries all columns count and those of sparse_stack or countsketch are drawn where they are needed.
+        """
 
     def csr_srht_transform(
         self,
@@ -130,25 +176,45 @@ class SketchInputKernels(Protocol):
         first: int,
         seed: int,
         scale: float,
+        more: bool,
         out: Array,
-        accumulate: bool,
         num_threads: int,
         /,
     ) -> None: ...
 
+    def csr_gaussian_transform(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: NDArray[np.int64],
+        columns: int,
+        first: int,
+        table: NDArray[np.int32],
+        seed: int,
+        scale: float,
+        more: bool,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """`table` is streams.gaussian_table()."""
+
     # The transposed map: y (n, k), any strides, into out (n, d), C-contiguous.
 
-    def stack_adjoint(
+    def hash_adjoint(
         self,
         y: Array,
-        table: NDArray[np.uint32] | None,
-        seed: int,
+        begin: int,
+        end: int,
+        entries: NDArray[np.uint32],
+        starts: NDArray[np.int64] | None,
         nnz: int,
         scale: float,
         out: Array,
         num_threads: int,
         /,
-    ) -> None: ...
+    ) -> None:
+        """Features [begin, end) of out, whose entries these are."""
 
     def srht_adjoint(
         self,
@@ -162,7 +228,19 @@ class SketchInputKernels(Protocol):
         /,
     ) -> None: ...
 
-    def rademacher_adjoint(self, y: Array, seed: int, scale: float, out: Array, num_threads: int, /) -> None: ...
+    def dense_adjoint(
+        self,
+        y: Array,
+        seed: int,
+        gaussian: NDArray[np.int32] | None,
+        scale: float,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> None:
+        """rademacher, or gaussian when its table is given."""
+
+
 class SketchStateKernels(Protocol):
     def row_sketch_add(
         self, x: NDArray[Any], kind: int, seed: int, nnz: int, first_row: int, acc: NDArray[Any], num_threads: int, /
@@ -172,6 +250,88 @@ class SketchStateKernels(Protocol):
         x and acc: float32 and float32, float32 or float64 and float64, int64 and int64. `kind` is the operator's kind
         number, `nnz` the entries of a column of S.
         """
+
+    def count_sketch_add(
+        self,
+        values: NDArray[Any],
+        indices: NDArray[np.int64] | None,
+        first: int,
+        seed: int,
+        table: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Add values[i] to index indices[i] (first + i without) of the (depth, width) table; types as row_sketch_add."""
+
+    def count_sketch_estimate(
+        self,
+        table: NDArray[Any],
+        indices: NDArray[np.int64] | None,
+        first: int,
+        seed: int,
+        out: NDArray[Any],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Median estimates of indices[i] (first + i without): float32 for a float32 table, else float64."""
+
+    def sign_bits(self, x: NDArray[Any], out: NDArray[np.uint8], /) -> None:
+        """Bits x >= 0 of the rows of x (contiguous), LSB first, into out (rows, ceil(columns / 8)), spare bits 0."""
+
+    # Codes: (n, bytes) uint8, rows contiguous, bytes <= 8191.
+
+    def hamming_pairs(
+        self, a: NDArray[np.uint8], b: NDArray[np.uint8], out: NDArray[np.uint16], num_threads: int, /
+    ) -> None:
+        """Distances of all pairs into out (len(a), len(b))."""
+
+    def hamming_nearest(
+        self,
+        queries: NDArray[np.uint8],
+        codes: NDArray[np.uint8],
+        index: NDArray[np.int64],
+        distance: NDArray[np.uint16],
+        num_threads: int,
+        /,
+    ) -> None:
+        """The nearest code of every query, the first on ties; -1 and 65535 without codes."""
+
+    def hamming_within(
+        self,
+        query: NDArray[np.uint8],
+        codes: NDArray[np.uint8],
+        radius: int,
+        begin: int,
+        index: NDArray[np.int64],
+        distance: NDArray[np.uint16],
+        /,
+    ) -> tuple[int, int]:
+        """Codes from `begin` on within `radius` of one query (bytes,), ascending, until the outputs are full.
+
+        Returns the number found and the code to go on from, len(codes) at the end.
+        """
+        ...
+
+    def hamming_filter(
+        self,
+        codes: NDArray[np.uint8],
+        radius: int,
+        window: int,
+        filled: int,
+        next: int,
+        ring: NDArray[np.uint64],
+        keep: NDArray[np.bool_],
+        /,
+    ) -> tuple[int, int]:
+        """keep[i] = no code in the ring is within `radius` of code i, which then enters the ring.
+
+        ring (words, capacity) holds word w of slot s at [w, s]; `filled` slots of `window` are in use and the next code
+        goes to slot `next`. Returns the new `filled` and `next`.
+        """
+        ...
+
+    def fwht_axis(self, x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int, /) -> None:
+        """Walsh-Hadamard transform along axis 1 of three; both C-contiguous, the same memory or none in common."""
 
 
 class AggregateKernels(Protocol):

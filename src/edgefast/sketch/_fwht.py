@@ -64,33 +64,31 @@ def fwht(
         raise ValueError(f"x: expected a power of two as the length of axis {axis}, got {length}")
     if out is not None:
         check_out(out, x.shape, x.dtype)
+    original, given = x, out
     threads = threads_for(x.size, 1 << 18, num_threads)
     scale = 1.0 / math.sqrt(length) if norm == "ortho" else 1.0
 
-    last = x if axis in (-1, x.ndim - 1) else np.moveaxis(x, axis, -1)
-    flags = last.flags
-    packed = last if flags.c_contiguous and flags.aligned else np.require(last, requirements=["C", "A"])
-    source = packed.reshape(-1, length)
-    if last is x and out is None:
-        result = np.empty(x.shape, x.dtype)
-        target = result.reshape(-1, length)
-    elif last is x and out is not None and out.flags.carray:
-        result = out
-        target = out.reshape(-1, length)
-        if out is not x and np.may_share_memory(source, target):
+    # A contiguous array, C or Fortran, is (outer, length, inner) as it stands; anything else is copied first, into
+    # memory that then takes the result.
+    if x.ndim > 1 and x.flags.f_contiguous and not x.flags.c_contiguous:
+        x, axis = x.T, -1 - axis % x.ndim
+        out = None if out is None else out.T
+    source = x if x.flags.c_contiguous and x.flags.aligned else np.array(x, order="C")
+    if out is not None and out.flags.carray:
+        target = out
+        if source is not out and np.may_share_memory(source, out):
             source = source.copy()
     else:
-        target = source.copy() if np.may_share_memory(source, x) else source
-        source = target
-        result = None
+        target = np.empty(x.shape, x.dtype) if source is x else source
     if source.size:
-        backends.kernels().fwht(source, scale, target, threads)
-    if result is not None:
-        return result
-    moved = target.reshape(last.shape)
-    if last is not x:
-        moved = np.moveaxis(moved, -1, axis)
-    if out is None:
-        return moved
-    out[...] = moved
-    return out
+        position = axis % x.ndim
+        inner = math.prod(x.shape[position + 1 :])
+        shape = (-1, length) if inner == 1 else (-1, length, inner)
+        table = backends.kernels()
+        from_, to = source.reshape(shape), target.reshape(shape)
+        (table.fwht if inner == 1 else table.fwht_axis)(from_, scale, from_ if source is target else to, threads)
+    if out is not None and out is not target:
+        out[...] = target
+    if given is not None:
+        return given
+    return target if x is original else target.T

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefast.sketch._sparse import HASH_KINDS, EntryChunks
+
 if TYPE_CHECKING:
     from edgefast.sketch._operator import SketchOperator
 
-__all__ = ["TransposedOperator", "linear_operator"]
+__all__ = ["TransposedOperator", "linear_operator", "sparse_matrix"]
 
 
 class TransposedOperator:
@@ -61,9 +63,7 @@ def linear_operator(op: SketchOperator, dtype: Any) -> Any:
         from scipy.sparse.linalg import LinearOperator
     except ImportError:
         raise ImportError("aslinearoperator needs SciPy: pip install scipy") from None
-    real = np.dtype(dtype)
-    if real not in (np.float32, np.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {real!s}")
+    real = _real(dtype)
 
     def given(x: Any) -> NDArray[Any]:
         return np.asarray(x) if np.iscomplexobj(x) else np.asarray(x, real)
@@ -82,3 +82,35 @@ def linear_operator(op: SketchOperator, dtype: Any) -> Any:
         rmatmat=adjoint_columns,
         dtype=real,
     )
+
+
+def sparse_matrix(op: SketchOperator, layout: str, dtype: Any) -> Any:
+    """`op` as a SciPy sparse array; see SketchOperator.tosparse."""
+    if layout not in ("csr", "csc"):
+        raise ValueError(f"format: expected 'csr' or 'csc', got {layout!r}")
+    real = _real(dtype)
+    if op.kind not in HASH_KINDS:
+        raise ValueError(f"tosparse: a {op.kind!r} operator has no zeros; see toarray()")
+    try:
+        from scipy.sparse import csc_array
+    except ImportError:
+        raise ImportError("tosparse needs SciPy: pip install scipy") from None
+    parts = list(EntryChunks(op, 0, op.n_features))
+    packed = np.concatenate([entries.ravel() for _, _, entries, _ in parts])
+    counts = [
+        np.full(end - begin, op.nnz) if starts is None else np.diff(starts) for begin, end, _, starts in parts
+    ]
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    rows = (packed & np.uint32(0x7FFFFFFF)).astype(np.int32)
+    values = np.where(packed >> np.uint32(31), -op.scale, op.scale).astype(real)
+    if indptr[-1] < 2**31:
+        indptr = indptr.astype(np.int32)
+    matrix = csc_array((values, rows, indptr), shape=op.shape)
+    return matrix if layout == "csc" else matrix.tocsr()
+
+
+def _real(dtype: Any) -> np.dtype[Any]:
+    real = np.dtype(dtype)
+    if real not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {real!s}")
+    return real

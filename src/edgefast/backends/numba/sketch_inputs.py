@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,26 +16,27 @@ from edgefast.backends.numba.sketch import _fwht_rows, _take_finish
 from edgefast.backends.numpy.sketch_inputs import (
     check_compressed,
     count_columns,
+    dense_entries,
     flipped,
+    hash_entries,
     row_blocks,
     rows_of,
-    stack_entries,
 )
 
 __all__ = [
     "check_compressed",
     "count_columns",
+    "csr_gaussian_transform",
+    "csr_hash_transform",
     "csr_rademacher_transform",
     "csr_srht_transform",
-    "csr_stack_transform",
-    "rademacher_adjoint",
+    "dense_adjoint",
+    "hash_adjoint",
     "srht_adjoint",
-    "stack_adjoint",
     "take_columns",
 ]
 
 _ROWS = 256
-_FEATURES = 1 << 13
 
 
 @jit
@@ -60,12 +62,21 @@ def _take(
 
 
 @jit
-def _stack_rows(value: NDArray[Any], starts: NDArray[np.int64], entries: NDArray[np.uint32], acc: NDArray[Any]) -> None:
+def _hash_rows(
+    value: NDArray[Any],
+    column: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    packed: NDArray[np.uint32],
+    begins: NDArray[np.int64],
+    acc: NDArray[Any],
+) -> None:
     for row in range(acc.shape[0]):
         for p in range(starts[row], starts[row + 1]):
             x = value[p]
-            for e in range(entries.shape[1]):
-                entry = entries[p, e]
+            if column[p] < 0:
+                continue
+            for e in range(begins[column[p]], begins[column[p] + 1]):
+                entry = packed[e]
                 if entry >> 31:
                     acc[row, entry & 0x7FFFFFFF] -= x
                 else:
@@ -73,7 +84,7 @@ def _stack_rows(value: NDArray[Any], starts: NDArray[np.int64], entries: NDArray
 
 
 @jit
-def _sign_rows(value: NDArray[Any], rows: NDArray[np.int64], entries: NDArray[Any], acc: NDArray[Any]) -> None:
+def _dense_rows(value: NDArray[Any], rows: NDArray[np.int64], entries: NDArray[Any], acc: NDArray[Any]) -> None:
     for p in range(value.size):
         for c in range(acc.shape[1]):
             acc[rows[p], c] += value[p] * entries[p, c]
@@ -81,23 +92,28 @@ def _sign_rows(value: NDArray[Any], rows: NDArray[np.int64], entries: NDArray[An
 
 @jit
 def _gather(
-    y: NDArray[Any], entries: NDArray[np.uint32], first: int, scale: Any, nan: Any, out: NDArray[Any]
+    y: NDArray[Any],
+    packed: NDArray[np.uint32],
+    begins: NDArray[np.int64],
+    scale: Any,
+    nan: Any,
+    out: NDArray[Any],
 ) -> None:
     for i in range(y.shape[0]):
-        for j in range(entries.shape[0]):
+        for j in range(out.shape[1]):
             total = scale - scale  # zero of the right type
-            for e in range(entries.shape[1]):
-                entry = entries[j, e]
+            for e in range(begins[j], begins[j + 1]):
+                entry = packed[e]
                 if entry >> 31:
                     total -= y[i, entry & 0x7FFFFFFF]
                 else:
                     total += y[i, entry & 0x7FFFFFFF]
             total *= scale
-            out[i, first + j] = total if total == total else nan
+            out[i, j] = total if total == total else nan
 
 
 @jit
-def _sign_columns(y: NDArray[Any], entries: NDArray[Any], acc: NDArray[Any]) -> None:
+def _dense_columns(y: NDArray[Any], entries: NDArray[Any], acc: NDArray[Any]) -> None:
     for i in range(y.shape[0]):
         for c in range(y.shape[1]):
             value = y[i, c]
@@ -122,29 +138,47 @@ def take_columns(
     out_data[:count] = data[source[:count]]
 
 
-def csr_stack_transform(
+def csr_hash_transform(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
     columns: int,
-    first: int,
-    table: NDArray[np.uint32] | None,
+    begin: int,
+    end: int,
+    entries: NDArray[np.uint32] | None,
+    starts: NDArray[np.int64] | None,
+    kind: int,
     seed: int,
     nnz: int,
+    first: int,
     scale: float,
+    more: bool,
+    last: bool,
     out: NDArray[Any],
-    accumulate: bool,
     num_threads: int,
 ) -> None:
     k, real = out.shape[1], out.dtype.type
     index = np.arange(k)
-    for begin, end, part in row_blocks(indptr, k):
-        acc = out[begin:end].copy() if accumulate else np.zeros((end - begin, k), out.dtype)
-        starts = indptr[begin : end + 1] - indptr[begin]
-        _stack_rows(
-            data[part].astype(out.dtype), starts, stack_entries(table, seed, k, nnz, first, indices[part]).copy(), acc
-        )
-        _take_finish(acc, index, real(scale), real(np.nan), out[begin:end])
+    begins = None
+    if entries is not None:
+        begins = starts.copy() if starts is not None else np.arange(0, entries.size + 1, nnz)
+        entries = entries.ravel().copy()
+    for row, past, part in row_blocks(indptr, k):
+        to = out[row:past]
+        acc = to.copy() if more else np.zeros(to.shape, out.dtype)
+        column = indices[part].astype(np.int64)
+        if entries is None:
+            _, bucket, negative = hash_entries(column, None, None, kind, seed, nnz, first, k)
+            packed = bucket.astype(np.uint32) | negative.astype(np.uint32) << np.uint32(31)
+            column, local = np.arange(column.size), np.arange(0, packed.size + 1, nnz)
+        else:
+            column = np.where((column >= begin) & (column < end), column - begin, -1)
+            packed, local = entries, begins
+        _hash_rows(data[part].astype(out.dtype), column, indptr[row : past + 1] - indptr[row], packed, local, acc)
+        if last:
+            _take_finish(acc, index, real(scale), real(np.nan), to)
+        else:
+            to[...] = acc
 
 
 def csr_srht_transform(
@@ -178,40 +212,73 @@ def csr_rademacher_transform(
     first: int,
     seed: int,
     scale: float,
+    more: bool,
     out: NDArray[Any],
-    accumulate: bool,
     num_threads: int,
 ) -> None:
-    k, real, entries = out.shape[1], out.dtype.type, int(indptr[-1])
-    acc = out.copy() if accumulate else np.zeros(out.shape, out.dtype)
-    step = max(1, (1 << 19) // k)
-    for begin in range(0, entries, step):
-        part = slice(begin, min(begin + step, entries))
+    def entries(features: NDArray[np.int64]) -> NDArray[Any]:
+        return 1 - 2 * streams.rademacher_rows(seed, out.shape[1], features + first).astype(out.dtype)
+
+    _csr_dense(data, indices, indptr, entries, scale, more, out)
+
+
+def csr_gaussian_transform(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    columns: int,
+    first: int,
+    table: NDArray[np.int32],
+    seed: int,
+    scale: float,
+    more: bool,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
+    def entries(features: NDArray[np.int64]) -> NDArray[Any]:
+        unit = out.dtype.type(streams.GAUSSIAN_UNIT)
+        return streams.gaussian_rows(seed, out.shape[1], features + first).astype(out.dtype) * unit
+
+    _csr_dense(data, indices, indptr, entries, scale, more, out)
+
+
+def _csr_dense(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    entries: Callable[[NDArray[np.int64]], NDArray[Any]],
+    scale: float,
+    more: bool,
+    out: NDArray[Any],
+) -> None:
+    k, real, stored = out.shape[1], out.dtype.type, int(indptr[-1])
+    acc = out.copy() if more else np.zeros(out.shape, out.dtype)
+    step = max(1, (1 << 18) // k)
+    for begin in range(0, stored, step):
+        part = slice(begin, min(begin + step, stored))
         rows = np.searchsorted(indptr, np.arange(part.start, part.stop), "right") - 1
-        signs = 1 - 2 * streams.rademacher_rows(seed, k, indices[part].astype(np.int64) + first).astype(out.dtype)
-        _sign_rows(data[part].astype(out.dtype), rows.astype(np.int64), signs, acc)
+        drawn = np.ascontiguousarray(entries(indices[part].astype(np.int64)))
+        _dense_rows(data[part].astype(out.dtype), rows.astype(np.int64), drawn, acc)
     _take_finish(acc, np.arange(k), real(scale), real(np.nan), out)
 
 
-def stack_adjoint(
+def hash_adjoint(
     y: NDArray[Any],
-    table: NDArray[np.uint32] | None,
-    seed: int,
+    begin: int,
+    end: int,
+    entries: NDArray[np.uint32],
+    starts: NDArray[np.int64] | None,
     nnz: int,
     scale: float,
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
-    (n, k), d, real = y.shape, out.shape[1], out.dtype.type
-    for first in range(0, d, _FEATURES):
-        count = min(_FEATURES, d - first)
-        if table is None:
-            entries = streams.stack_table(seed, k, nnz, first, count)
-        else:
-            entries = table[first : first + count].copy()
-        for begin in range(0, n, _ROWS):
-            part = np.array(y[begin : begin + _ROWS], out.dtype, order="C")
-            _gather(part, entries, first, real(scale), real(np.nan), out[begin : begin + _ROWS])
+    real = out.dtype.type
+    begins = starts.copy() if starts is not None else np.arange(0, entries.size + 1, nnz)
+    packed = entries.ravel().copy()
+    for row in range(0, y.shape[0], _ROWS):
+        part = np.array(y[row : row + _ROWS], out.dtype, order="C")
+        _gather(part, packed, begins, real(scale), real(np.nan), out[row : row + _ROWS, begin:end])
 
 
 def srht_adjoint(
@@ -235,16 +302,23 @@ def srht_adjoint(
         _take_finish(signed, features, real(scale), real(np.nan), out[begin : begin + rows])
 
 
-def rademacher_adjoint(y: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+def dense_adjoint(
+    y: NDArray[Any],
+    seed: int,
+    gaussian: NDArray[np.int32] | None,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
     (n, k), d, real = y.shape, out.shape[1], out.dtype.type
-    chunk = max(1, min(d, (1 << 19) // k))  # features whose entries are held at a time
+    chunk = max(1, min(d, (1 << 18) // k))  # features whose entries are held at a time
     values = np.array(y, out.dtype, order="C")
     for first in range(0, d, chunk):
         count = min(chunk, d - first)
-        bits = streams.rademacher_bits(seed, k, first, count).T
-        entries = np.ascontiguousarray(1 - 2 * bits.astype(out.dtype))
+        entries = np.ascontiguousarray(dense_entries(seed, k, first, count, gaussian is not None, out.dtype).T)
         acc = np.zeros((n, count), out.dtype)
-        _sign_columns(values, entries, acc)
-        np.multiply(acc, real(scale), out=acc)
+        _dense_columns(values, entries, acc)
+        with np.errstate(all="ignore"):
+            np.multiply(acc, real(scale), out=acc)
         acc[np.isnan(acc)] = np.nan
         out[:, first : first + count] = acc

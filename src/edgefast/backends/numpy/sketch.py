@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from edgefast.backends import streams
 
 __all__ = [
+    "countsketch_table",
     "fwht",
+    "gaussian_transform",
+    "hash_transform",
     "philox_words",
     "rademacher_transform",
+    "rotate",
+    "sparse_starts",
+    "sparse_table",
     "srht_transform",
     "stack_table",
-    "stack_transform",
 ]
 
 _CHUNK = 8192  # features planned at a time
@@ -30,22 +35,50 @@ def stack_table(seed: int, n_components: int, first: int, out: NDArray[np.uint32
     out[...] = streams.stack_table(seed, n_components, out.shape[1], first, out.shape[0])
 
 
-@functools.lru_cache(maxsize=16)
-def _stack_rounds(
-    seed: int, k: int, nnz: int, first: int, count: int
+def countsketch_table(seed: int, n_components: int, first: int, out: NDArray[np.uint32]) -> None:
+    out[...] = streams.countsketch_table(seed, n_components, first, out.shape[0])
+
+
+def sparse_starts(
+    seed: int, n_components: int, thresholds: NDArray[np.uint64], first: int, out: NDArray[np.int64]
+) -> None:
+    out[...] = streams.sparse_entries(seed, n_components, thresholds, first, out.size - 1)[0]
+
+
+def sparse_table(
+    seed: int,
+    n_components: int,
+    thresholds: NDArray[np.uint64],
+    first: int,
+    starts: NDArray[np.int64],
+    out: NDArray[np.uint32],
+) -> None:
+    out[...] = streams.sparse_entries(seed, n_components, thresholds, first, starts.size - 1)[1]
+
+
+def _rounds(
+    entries: NDArray[np.uint32], starts: NDArray[np.int64] | None
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """The entries of some features as rounds (outputs, sources), at most one term for an output in each.
 
     Round m holds the m-th entry of every output, in ascending order of features: adding round after round gives each
     output its terms in the order the compiled loops have. Source j is feature j, source count + j its negative.
     """
-    entries = streams.stack_table(seed, k, nnz, first, count).ravel()
-    buckets = (entries & np.uint32(0x7FFFFFFF)).astype(np.intp)
-    sources = np.repeat(np.arange(count), nnz) + count * (entries >> np.uint32(31)).astype(np.intp)
+    if starts is None:
+        count = entries.shape[0]
+        feature = np.repeat(np.arange(count), entries.shape[1])
+    else:
+        count = starts.size - 1
+        feature = np.repeat(np.arange(count), np.diff(starts))
+    packed = entries.ravel()
+    if not packed.size:
+        return []
+    buckets = (packed & np.uint32(0x7FFFFFFF)).astype(np.intp)
+    sources = feature + count * (packed >> np.uint32(31)).astype(np.intp)
     order = np.argsort(buckets, kind="stable")  # by output, features still ascending
     buckets, sources = buckets[order], sources[order]
-    starts = np.flatnonzero(np.r_[True, buckets[1:] != buckets[:-1]])
-    rank = np.arange(buckets.size) - np.repeat(starts, np.diff(np.r_[starts, buckets.size]))
+    begins = np.flatnonzero(np.r_[True, buckets[1:] != buckets[:-1]])
+    rank = np.arange(buckets.size) - np.repeat(begins, np.diff(np.r_[begins, buckets.size]))
     order = np.argsort(rank, kind="stable")
     ends = np.cumsum(np.bincount(rank))[:-1]
     return list(zip(np.split(buckets[order], ends), np.split(sources[order], ends), strict=True))
@@ -56,28 +89,41 @@ def _finish(acc: NDArray[Any], scale: float, out: NDArray[Any]) -> None:
     out[np.isnan(out)] = np.nan
 
 
-def stack_transform(
+def hash_transform(
     x: NDArray[Any],
-    table: NDArray[np.uint32] | None,
-    seed: int,
-    nnz: int,
+    entries: NDArray[np.uint32],
+    starts: NDArray[np.int64] | None,
     scale: float,
+    more: bool,
+    last: bool,
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
     n, d = x.shape
     k = out.shape[1]
     rows = max(1, min(128, (1 << 22) // k))
+    plan = []
+    for first in range(0, d, _CHUNK):
+        end = min(first + _CHUNK, d)
+        if starts is None:
+            plan.append((first, end, _rounds(entries[first:end], None)))
+        else:
+            part = entries[starts[first] : starts[end]]
+            plan.append((first, end, _rounds(part, starts[first : end + 1] - starts[first])))
     with np.errstate(all="ignore"):
         for begin in range(0, n, rows):
             part = x[begin : begin + rows].T
-            acc = np.zeros((k, part.shape[1]), x.dtype)
-            for first in range(0, d, _CHUNK):
-                block = part[first : first + _CHUNK]
+            to = out[begin : begin + rows]
+            acc = to.T.copy() if more else np.zeros((k, part.shape[1]), x.dtype)
+            for first, end, rounds in plan:
+                block = part[first:end]
                 signed = np.concatenate([block, -block])
-                for outputs, sources in _stack_rounds(seed, k, nnz, first, block.shape[0]):
+                for outputs, sources in rounds:
                     acc[outputs] += signed[sources]
-            _finish(acc.T, scale, out[begin : begin + rows])
+            if last:
+                _finish(acc.T, scale, to)
+            else:
+                to[...] = acc.T
 
 
 def srht_transform(
@@ -112,6 +158,59 @@ def rademacher_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[
             entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(x.dtype)
             acc += x[:, first : first + count] @ entries
         _finish(acc, scale, out)
+
+
+def gaussian_transform(x: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+    n, d = x.shape
+    k = out.shape[1]
+    chunk = max(1, min(d, (1 << 18) // k))  # features whose entries are held at a time
+    acc = np.zeros((n, k), x.dtype)
+    with np.errstate(all="ignore"):
+        for first in range(0, d, chunk):
+            count = min(chunk, d - first)
+            entries = streams.gaussian_entries(seed, k, first, count).astype(x.dtype)
+            acc += x[:, first : first + count] @ (entries * x.dtype.type(streams.GAUSSIAN_UNIT))
+        _finish(acc, scale, out)
+
+
+def _fwht_window(work: NDArray[Any], scale: Any) -> None:
+    """Transforms the rows of a view in place."""
+    transformed = np.ascontiguousarray(work)
+    fwht(transformed, scale, transformed, 1)
+    work[...] = transformed
+
+
+def _kac(work: NDArray[Any]) -> None:
+    half = work.shape[1] // 2
+    root = work.dtype.type(math.sqrt(0.5))
+    low, high = work[:, :half].copy(), work[:, work.shape[1] - half :].copy()
+    work[:, :half] = (low + high) * root
+    work[:, work.shape[1] - half :] = (low - high) * root
+
+
+def rotate(x: NDArray[Any], signs: NDArray[np.uint64], inverse: bool, out: NDArray[Any], num_threads: int) -> None:
+    n, d = x.shape
+    length = 1 << (d.bit_length() - 1)
+    scale = 1 / math.sqrt(length)
+    negative = np.unpackbits(signs.astype("<u8", copy=False).view(np.uint8), axis=1, bitorder="little")[:, :d] != 0
+    rows = max(1, (1 << 16) // d)
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, rows):
+            work = x[begin : begin + rows].copy()
+            for step in reversed(range(len(signs))) if inverse else range(len(signs)):
+                window = work[:, :length] if step % 2 == 0 else work[:, d - length :]
+                mixes = length < d and step % 2 == 0
+                if inverse:
+                    _fwht_window(window, scale)
+                    if mixes:
+                        _kac(work)
+                np.negative(work, out=work, where=negative[step])
+                if not inverse:
+                    if mixes:
+                        _kac(work)
+                    _fwht_window(window, scale)
+            work[np.isnan(work)] = np.nan
+            out[begin : begin + rows] = work
 
 
 def fwht(x: NDArray[Any], scale: float, out: NDArray[Any], num_threads: int) -> None:

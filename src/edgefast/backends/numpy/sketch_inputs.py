@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from edgefast.backends.numpy.sketch import fwht
 __all__ = [
     "check_compressed",
     "count_columns",
+    "csr_gaussian_transform",
+    "csr_hash_transform",
     "csr_rademacher_transform",
     "csr_srht_transform",
-    "csr_stack_transform",
-    "rademacher_adjoint",
+    "dense_adjoint",
+    "hash_adjoint",
     "srht_adjoint",
-    "stack_adjoint",
     "take_columns",
 ]
 
@@ -84,13 +85,35 @@ def rows_of(indptr: NDArray[np.int64], begin: int, end: int) -> NDArray[np.int64
     return np.repeat(np.arange(end - begin), np.diff(indptr[begin : end + 1]))
 
 
-def stack_entries(
-    table: NDArray[np.uint32] | None, seed: int, k: int, nnz: int, first: int, features: NDArray[Any]
-) -> NDArray[np.uint32]:
-    """Packed entries of some features, shape (len(features), nnz)."""
-    if table is not None:
-        return table[features]
-    return streams.stack_entries(seed, k, nnz, features.astype(np.int64) + first)
+Entries = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]
+
+
+def hash_entries(
+    features: NDArray[np.int64],
+    entries: NDArray[np.uint32] | None,
+    starts: NDArray[np.int64] | None,
+    kind: int,
+    seed: int,
+    nnz: int,
+    first: int,
+    k: int,
+) -> Entries:
+    """Of some columns in turn: which of them each entry belongs to, its bucket, whether it is negative."""
+    if starts is not None and entries is not None:
+        counts = starts[features + 1] - starts[features]
+        source = np.repeat(np.arange(features.size), counts)
+        within = np.arange(source.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        packed = entries[starts[features][source] + within]
+    else:
+        if entries is not None:
+            packed = entries[features]
+        elif kind == streams.KIND_NUMBERS["countsketch"]:
+            packed = streams.countsketch_entries(seed, k, features + first)
+        else:
+            packed = streams.stack_entries(seed, k, nnz, features + first)
+        source = np.repeat(np.arange(features.size), packed.shape[1])
+        packed = packed.ravel()
+    return source, (packed & np.uint32(0x7FFFFFFF)).astype(np.intp), packed >> np.uint32(31) != 0
 
 
 def finish(acc: NDArray[Any], scale: float, out: NDArray[Any]) -> None:
@@ -105,30 +128,42 @@ def flipped(x: NDArray[Any], signs: NDArray[np.uint64], features: Any) -> NDArra
     return np.where(bits.astype(bool), -x, x)
 
 
-def csr_stack_transform(
+def csr_hash_transform(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
     columns: int,
-    first: int,
-    table: NDArray[np.uint32] | None,
+    begin: int,
+    end: int,
+    entries: NDArray[np.uint32] | None,
+    starts: NDArray[np.int64] | None,
+    kind: int,
     seed: int,
     nnz: int,
+    first: int,
     scale: float,
+    more: bool,
+    last: bool,
     out: NDArray[Any],
-    accumulate: bool,
     num_threads: int,
 ) -> None:
     k = out.shape[1]
     with np.errstate(all="ignore"):
-        for begin, end, part in row_blocks(indptr, k):
-            acc = out[begin:end].flatten() if accumulate else np.zeros((end - begin) * k, out.dtype)
-            entries = stack_entries(table, seed, k, nnz, first, indices[part])
-            value = data[part].astype(out.dtype)[:, None]
-            terms = np.where(entries >> np.uint32(31), -value, value)
-            places = rows_of(indptr, begin, end)[:, None] * k + (entries & np.uint32(0x7FFFFFFF)).astype(np.int64)
-            np.add.at(acc, places.ravel(), terms.ravel())  # one term after the other, in order
-            finish(acc.reshape(-1, k), scale, out[begin:end])
+        for row, past, part in row_blocks(indptr, k):
+            to = out[row:past]
+            acc = to.flatten() if more else np.zeros(to.size, out.dtype)
+            rows, column, value = rows_of(indptr, row, past), indices[part].astype(np.int64), data[part]
+            if begin > 0 or end < columns:
+                inside = (column >= begin) & (column < end)
+                rows, column, value = rows[inside], column[inside], value[inside]
+            source, bucket, negative = hash_entries(column - begin, entries, starts, kind, seed, nnz, first + begin, k)
+            terms = value.astype(out.dtype)[source]
+            np.negative(terms, out=terms, where=negative)
+            np.add.at(acc, rows[source] * k + bucket, terms)  # one term after the other, in order
+            if last:
+                finish(acc.reshape(to.shape), scale, to)
+            else:
+                to[...] = acc.reshape(to.shape)
 
 
 def csr_srht_transform(
@@ -161,50 +196,89 @@ def csr_rademacher_transform(
     first: int,
     seed: int,
     scale: float,
+    more: bool,
     out: NDArray[Any],
-    accumulate: bool,
     num_threads: int,
 ) -> None:
-    k = out.shape[1]
-    step = max(1, (1 << 20) // k)
+    def entries(features: NDArray[np.int64]) -> NDArray[Any]:
+        return 1 - 2 * streams.rademacher_rows(seed, out.shape[1], features + first).astype(out.dtype)
+
+    _csr_dense(data, indices, indptr, entries, scale, more, out)
+
+
+def csr_gaussian_transform(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    columns: int,
+    first: int,
+    table: NDArray[np.int32],
+    seed: int,
+    scale: float,
+    more: bool,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
+    def entries(features: NDArray[np.int64]) -> NDArray[Any]:
+        unit = out.dtype.type(streams.GAUSSIAN_UNIT)
+        return streams.gaussian_rows(seed, out.shape[1], features + first).astype(out.dtype) * unit
+
+    _csr_dense(data, indices, indptr, entries, scale, more, out)
+
+
+def _csr_dense(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    entries: Callable[[NDArray[np.int64]], NDArray[Any]],
+    scale: float,
+    more: bool,
+    out: NDArray[Any],
+) -> None:
+    step = max(1, (1 << 18) // out.shape[1])
     with np.errstate(all="ignore"):
-        acc = out.copy() if accumulate else np.zeros(out.shape, out.dtype)
+        acc = out.copy() if more else np.zeros(out.shape, out.dtype)
         for begin in range(0, int(indptr[-1]), step):
             part = slice(begin, min(begin + step, int(indptr[-1])))
             rows = np.searchsorted(indptr, np.arange(part.start, part.stop), "right") - 1
-            bits = streams.rademacher_rows(seed, k, indices[part].astype(np.int64) + first)
-            terms = data[part].astype(out.dtype)[:, None] * (1 - 2 * bits.astype(out.dtype))
-            heads = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
-            acc[rows[heads]] += np.add.reduceat(terms, heads, axis=0)
+            terms = data[part].astype(out.dtype)[:, None] * entries(indices[part].astype(np.int64))
+            np.add.at(acc, rows, terms)
         finish(acc, scale, out)
 
 
-def stack_adjoint(
+def hash_adjoint(
     y: NDArray[Any],
-    table: NDArray[np.uint32] | None,
-    seed: int,
+    begin: int,
+    end: int,
+    entries: NDArray[np.uint32],
+    starts: NDArray[np.int64] | None,
     nnz: int,
     scale: float,
     out: NDArray[Any],
     num_threads: int,
 ) -> None:
-    (n, k), d = y.shape, out.shape[1]
+    n, k = y.shape
     rows = max(1, (1 << 21) // max(k, _FEATURES))
     with np.errstate(all="ignore"):
-        for begin in range(0, n, rows):
-            part = np.ascontiguousarray(y[begin : begin + rows].T, out.dtype)
+        for row in range(0, n, rows):
+            part = np.ascontiguousarray(y[row : row + rows].T, out.dtype)
             signed = np.concatenate([part, -part])
-            for first in range(0, d, _FEATURES):
-                count = min(_FEATURES, d - first)
-                if table is None:
-                    entries = streams.stack_table(seed, k, nnz, first, count)
+            for first in range(0, end - begin, _FEATURES):
+                last = min(first + _FEATURES, end - begin)
+                acc = np.zeros((last - first, part.shape[1]), out.dtype)
+                if starts is None:
+                    packed = entries[first:last]
+                    source = (packed & np.uint32(0x7FFFFFFF)).astype(np.intp) + k * (packed >> np.uint32(31))
+                    for e in range(nnz):
+                        acc += signed[source[:, e]]
                 else:
-                    entries = table[first : first + count]
-                source = (entries & np.uint32(0x7FFFFFFF)).astype(np.intp) + k * (entries >> np.uint32(31))
-                acc = np.zeros((count, part.shape[1]), out.dtype)
-                for e in range(nnz):
-                    acc += signed[source[:, e]]
-                finish(acc.T, scale, out[begin : begin + rows, first : first + count])
+                    counts = np.diff(starts[first : last + 1])
+                    packed = entries[starts[first] : starts[last]]
+                    source = (packed & np.uint32(0x7FFFFFFF)).astype(np.intp) + k * (packed >> np.uint32(31))
+                    for e in range(int(counts.max(initial=0))):  # the e-th entry of every feature that has one
+                        have = np.flatnonzero(counts > e)
+                        acc[have] += signed[source[starts[first + have] - starts[first] + e]]
+                finish(acc.T, scale, out[row : row + rows, begin + first : begin + last])
 
 
 def srht_adjoint(
@@ -227,14 +301,28 @@ def srht_adjoint(
             finish(flipped(work[:, :d], signs, np.arange(d)), scale, out[begin : begin + rows])
 
 
-def rademacher_adjoint(y: NDArray[Any], seed: int, scale: float, out: NDArray[Any], num_threads: int) -> None:
+def dense_adjoint(
+    y: NDArray[Any],
+    seed: int,
+    gaussian: NDArray[np.int32] | None,
+    scale: float,
+    out: NDArray[Any],
+    num_threads: int,
+) -> None:
     (n, k), d = y.shape, out.shape[1]
     rows = max(1, (1 << 21) // k)
-    chunk = max(1, min(d, (1 << 21) // k))  # features whose entries are held at a time
+    chunk = max(1, min(d, (1 << 18) // k))  # features whose entries are held at a time
     with np.errstate(all="ignore"):
         for first in range(0, d, chunk):
             count = min(chunk, d - first)
-            entries = 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(out.dtype)
+            entries = dense_entries(seed, k, first, count, gaussian is not None, out.dtype)
             for begin in range(0, n, rows):
                 part = y[begin : begin + rows].astype(out.dtype, copy=False)
                 finish(part @ entries.T, scale, out[begin : begin + rows, first : first + count])
+
+
+def dense_entries(seed: int, k: int, first: int, count: int, gaussian: bool, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Entries of features [first, first + count), shape (count, k)."""
+    if gaussian:
+        return streams.gaussian_entries(seed, k, first, count).astype(dtype) * dtype.type(streams.GAUSSIAN_UNIT)
+    return 1 - 2 * streams.rademacher_bits(seed, k, first, count).astype(dtype)
