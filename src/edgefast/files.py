@@ -199,7 +199,9 @@ class _NpzSource(Source):
             else:
                 matrices = [k for k in keys if len(_Member(archive, k).shape) == 2]
                 if len(matrices) != 1:
-                    raise InputError(f"{self.name}: expected one matrix, or a CSR matrix, got {', '.join(keys) or 'nothing'}")
+                    raise InputError(
+                        f"{self.name}: expected one matrix, or a CSR matrix, got {', '.join(keys) or 'nothing'}"
+                    )
                 self._key = matrices[0]
                 member = _Member(archive, self._key)
                 if member.fortran:
@@ -432,7 +434,7 @@ class _NpyWriter:
 class _NpySink(Sink):
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        self._stream = open(self._part, "wb")
+        self._stream = open(self._part, "wb")  # noqa: SIM115 - closed by _close
         self._writer = _NpyWriter(self._stream)
 
     def write(self, rows: Any) -> None:
@@ -458,7 +460,7 @@ class _NpzSink(Sink):
     def _append(self, key: str, array: NDArray[Any]) -> None:
         if key not in self._members:
             part = self._part.with_suffix(f".{key}")
-            stream = open(part, "w+b")
+            stream = open(part, "w+b")  # noqa: SIM115 - closed by _close
             self._members[key] = part, stream, _NpyWriter(stream)
         self._members[key][2].write(array)
 
@@ -521,7 +523,7 @@ class _FrameSink(Sink):
 class _CsvSink(_FrameSink):
     def __init__(self, file: Path, columns: tuple[str, ...] | None) -> None:
         super().__init__(file, columns)
-        self._stream = open(self._part, "w", newline="", encoding="utf-8")
+        self._stream = open(self._part, "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed by _close
         self._first = True
 
     def write(self, rows: Any) -> None:

@@ -18,16 +18,22 @@ from sklearn.exceptions import DataDimensionalityWarning, NotFittedError  # noqa
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import euclidean_distances  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
+from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E402
 
-from edgefast.integrations.sklearn import RandomProjection  # noqa: E402
+from edgefast import sketch  # noqa: E402
+from edgefast.integrations.sklearn import RandomProjection, SimHash  # noqa: E402
 
-KINDS = ("sparse_stack", "srht", "rademacher")
+KINDS = ("sparse_stack", "countsketch", "srht", "rademacher", "gaussian", "sparse")
 
 
 def _checks() -> list[Any]:
-    estimators = [RandomProjection(n_components=2, random_state=0), RandomProjection(2, kind="srht", random_state=0)]
+    estimators = [
+        RandomProjection(n_components=2, random_state=0),
+        RandomProjection(2, kind="srht", random_state=0),
+        SimHash(16, random_state=0),
+    ]
     found = []
     for estimator in estimators:
         for checked, check in estimator_checks_generator(estimator):
@@ -225,3 +231,20 @@ def test_pipeline_grid_search_and_pandas() -> None:
         assert search.score(X[900:], y[900:]) > 0.8
     frame = RandomProjection(3, random_state=0).set_output(transform="pandas").fit_transform(pandas.DataFrame(X[:5]))
     assert list(frame.columns) == ["randomprojection0", "randomprojection1", "randomprojection2"]
+
+
+def test_simhash() -> None:
+    X = np.random.default_rng(0).standard_normal((6, 40))
+    hasher = SimHash(100, random_state=7).fit(X)
+    codes = hasher.transform(X)
+    assert codes.shape == (6, 13)
+    np.testing.assert_array_equal(codes, sketch.SimHash(100, seed=7).transform(X))
+    assert hasher.get_feature_names_out()[-1] == "simhash12"
+    assert len(pickle.dumps(hasher)) < 2000
+    with pytest.raises(ValueError, match="n_bits"):
+        SimHash(0).fit(X)
+    with pytest.raises(NotFittedError):
+        SimHash().transform(X)
+    labels = np.arange(6) % 2
+    model = make_pipeline(SimHash(64, random_state=0), KNeighborsClassifier(1, metric="hamming")).fit(X, labels)
+    assert model.score(X, labels) == 1

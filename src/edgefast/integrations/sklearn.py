@@ -9,7 +9,7 @@ Needs scikit-learn: pip install 'edgefast[sklearn]'.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "sklearn":
         raise
     raise ImportError("edgefast.integrations.sklearn needs scikit-learn: pip install 'edgefast[sklearn]'") from error
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["RandomProjection", "SimHash"]
 
@@ -122,8 +119,7 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             TypeError, ValueError: as `fit`.
         """
         self.n_features_in_ = n_features
-        if hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
+        self.__dict__.pop("feature_names_in_", None)
         self._fit(n_samples, n_features, np.dtype(dtype))
         return self
 
@@ -163,15 +159,20 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                     stacklevel=3,
                 )
         self.operator_ = SketchOperator(
-            self.kind, n_features, k, seed=_seed_of(self.random_state), nnz=self.nnz
+            self.kind,
+            n_features,
+            k,
+            seed=_seed_of(self.random_state),
+            nnz=self.nnz,
+            density=self.density,  # type: ignore[arg-type] - checked there
         )
         self.n_components_ = self.operator_.n_components
         self.seed_ = self.operator_.seed
         self._dtype = np.dtype(np.float32 if dtype == np.float32 else np.float64)
         if self.compute_inverse_components:
             self.inverse_components_ = self._pseudo_inverse()
-        elif hasattr(self, "inverse_components_"):
-            del self.inverse_components_
+        else:
+            self.__dict__.pop("inverse_components_", None)
 
     @property
     def components_(self) -> Any:
@@ -235,7 +236,8 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         from sklearn.utils import check_array
 
         check_is_fitted(self)
-        X = check_array(X, dtype=_FLOATS, accept_sparse=["csr", "csc"])
+        check: Any = check_array
+        X = check(X, dtype=_FLOATS, accept_sparse=["csr", "csc"])
         if X.shape[1] != self.n_components_:
             raise ValueError(f"X: expected {self.n_components_} components, got {X.shape[1]}")
         inverse = getattr(self, "inverse_components_", None)
@@ -244,10 +246,91 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _pseudo_inverse(self) -> NDArray[Any]:
         from scipy import linalg
 
-        return linalg.pinv(self.operator_.toarray()).astype(self._dtype)
+        inverse: Any = linalg.pinv(self.operator_.toarray())
+        return inverse.astype(self._dtype)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.sparse = True
+        return tags
+
+
+class SimHash(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Turn rows into packed bit codes whose Hamming distance measures the angle between rows.
+
+    The estimator over `edgefast.sketch.SimHash`, whose hamming, angle, nearest and search work on the codes
+    (`hasher_`).
+
+    Args:
+        n_bits: bits of a code.
+        kind: "srht" or "sparse_stack", the projection whose signs are the bits.
+        random_state: an integer is the seed itself (0 to 2**64 - 1); None or a generator draws one.
+        num_threads: threads of transform; None for the default of edgefast.
+
+    Attributes:
+        hasher_: the `edgefast.sketch.SimHash`.
+        seed_: its seed.
+        n_features_in_, feature_names_in_: as in every scikit-learn estimator.
+
+    Examples:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).standard_normal((5, 20))
+        >>> SimHash(64, random_state=0).fit_transform(X).shape
+        (5, 8)
+    """
+
+    def __init__(
+        self,
+        n_bits: int = 256,
+        *,
+        kind: str = "srht",
+        random_state: Any = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self.n_bits = n_bits
+        self.kind = kind
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> SimHash:
+        """Choose the hash. Of X only the width counts.
+
+        Args:
+            X: (n_samples, n_features).
+            y: ignored.
+
+        Raises:
+            ValueError: a parameter out of range, NaN or infinity in X.
+            TypeError: a parameter of the wrong type.
+        """
+        validate_data(self, X, dtype=_FLOATS)
+        self.seed_ = _seed_of(self.random_state)
+        kind: Any = self.kind
+        self.hasher_ = sketch.SimHash(self.n_bits, kind=kind, seed=self.seed_, num_threads=self.num_threads)
+        return self
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.hasher_.n_bytes
+
+    def transform(self, X: Any) -> NDArray[np.uint8]:
+        """Codes of the rows.
+
+        Args:
+            X: (n_samples, n_features_in_).
+
+        Returns:
+            uint8 (n_samples, ceil(n_bits / 8)), bits as `edgefast.sketch.SimHash.transform` packs them.
+
+        Raises:
+            NotFittedError: fit was not called.
+            ValueError: another number of features, NaN or infinity.
+        """
+        check_is_fitted(self)
+        return self.hasher_.transform(validate_data(self, X, reset=False, dtype=_FLOATS))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
         return tags
