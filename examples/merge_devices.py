@@ -1,8 +1,8 @@
 """Three devices sketch the rows they have; what they send adds up to the sketch of all rows, bit for bit.
 
 Each device keeps 80 rows of sums whatever it sees, in 64-bit integers: the order of arrival, the batches and the tree
-of gateways cannot change a bit. The union is then solved, without the rows ever having left a device. Uses scikit-learn's
-breast cancer table.
+of gateways cannot change a bit. The union is then solved, without the rows ever having left a device. Uses
+scikit-learn's breast cancer table.
 """
 
 import numpy as np
