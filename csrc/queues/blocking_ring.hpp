@@ -23,14 +23,14 @@ public:
         bool interrupted;  // by a signal: count is 0, the caller decides
     };
 
-    Waited put(int64_t most, int64_t deadline, bool past_gate = false) {
+    Waited put(int64_t most, int64_t deadline, bool past_gate = false, bool in_a_row = false) {
         return wait(
-            room_, deadline, readers_, [&] { return this->claim_put(most, past_gate); },
+            room_, deadline, readers_, [&] { return this->claim_put(most, past_gate, in_a_row); },
             [](const Claim& c) { return c.outcome == Claimed::down; }, [&] { after_free(); });
     }
-    Waited get(int64_t most, int64_t deadline) {
+    Waited get(int64_t most, int64_t deadline, bool in_a_row = false) {
         return wait(
-            items_, deadline, writers_, [&] { return this->claim_get(most); },
+            items_, deadline, writers_, [&] { return this->claim_get(most, in_a_row); },
             [](const Claim& c) { return c.outcome == Claimed::down; }, [&] { after_publish(); });
     }
     // Until `wanted` records are there, or shutdown; true unless a signal came first.
@@ -113,7 +113,7 @@ private:
             int64_t until = deadline;
             if (deadline == kDontBlock) {
                 if (w.claim.outcome != Claimed::busy || A::peek(held) != 0) break;
-                until = kForever;  // a copy is under way
+                until = now_ns() + 1000000;  // a copy is under way
             } else if (deadline != kForever && now_ns() >= deadline) {
                 break;
             }

@@ -59,8 +59,9 @@ public:
         A::poke(low_, low);
     }
 
-    // Claims 1 to `most` slots at the end. `past_gate` ignores a closed gate, not the limit.
-    Claim claim_put(int64_t most, bool past_gate = false) {
+    // Claims 1 to `most` slots at the end. `past_gate` ignores a closed gate, not the limit; `in_a_row` stops at the
+    // end of the memory instead of going on at its beginning.
+    Claim claim_put(int64_t most, bool past_gate = false, bool in_a_row = false) {
         for (;;) {
             const uint64_t tail = A::template load<Site::put_tail>(tail_);
             if (tail & kDown) return {Claimed::down, 0, 0, 0, false};
@@ -77,8 +78,10 @@ public:
                 if (skip_abandoned()) continue;
                 return {Claimed::none, position, 0, used, false};
             }
+            if (room > most) room = most;
+            if (in_a_row && room > to_the_end(position)) room = to_the_end(position);
             bool stale = false;
-            const int64_t count = run<Site::put_word>(position, room < most ? room : most, kFree, &stale);
+            const int64_t count = run<Site::put_word>(position, room, kFree, &stale);
             if (count == 0) {
                 if (stale) continue;
                 return {Claimed::busy, position, 0, used, false};
@@ -91,11 +94,12 @@ public:
     }
 
     // Claims 1 to `most` published slots at the front.
-    Claim claim_get(int64_t most) {
+    Claim claim_get(int64_t most, bool in_a_row = false) {
         for (;;) {
             const uint64_t head = A::template load<Site::get_head>(head_);
+            const int64_t limit = in_a_row && most > to_the_end(head) ? to_the_end(head) : most;
             bool stale = false;
-            const int64_t count = run<Site::get_word>(head, most, kReady, &stale);
+            const int64_t count = run<Site::get_word>(head, limit, kReady, &stale);
             if (count > 0) {
                 if (A::template cas<Site::get_claim>(head_, head, head + static_cast<uint64_t>(count)))
                     return {Claimed::some, head, count, 0, false};
@@ -168,6 +172,8 @@ protected:
 
 private:
     static constexpr int64_t kFree = 0, kReady = 1, kAbandoned = 2, kNextLap = 4;
+
+    int64_t to_the_end(uint64_t position) const { return static_cast<int64_t>(capacity_ - position % capacity_); }
 
     // How many of the `most` slots from `position` on have the state; *stale when the first is past it already.
     template <Site S>
