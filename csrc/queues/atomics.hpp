@@ -16,16 +16,16 @@ namespace ef {
 enum class Site : int {
     // ring: claims
     put_tail,   // a producer reads the put position before it judges the room
-    put_word,   // finds its slot free: the reader's last access came before
+    put_head,   // and the get position before it looks at the slots
+    put_word,   // finds slots free: their readers' last accesses came before
     put_claim,  // CAS of the put position
     get_head,   // a consumer reads the get position before it judges emptiness
-    get_word,   // finds a record published: its bytes are there
+    get_tail,   // and the put position before it looks at the slots
+    get_word,   // finds records published: their bytes are there
     get_claim,  // CAS of the get position
     // ring: ends of claims
-    publish,  // the record's bytes come before
+    publish,  // the records' bytes come before
     free,     // the reader's accesses come before
-    abandon,  // the aborted writer's accesses come before
-    skip,     // an abandoned slot is freed for the next lap
     // event count
     announce,      // a waiter counts itself, then looks once more
     wait_epoch,    // a waiter reads the epoch, then looks once more
@@ -37,8 +37,10 @@ enum class Site : int {
 constexpr std::memory_order order_at(Site site) {
     switch (site) {
         case Site::put_tail:
+        case Site::put_head:
         case Site::put_word:
         case Site::get_head:
+        case Site::get_tail:
         case Site::get_word:
         case Site::wait_epoch:
             return std::memory_order_acquire;
@@ -46,8 +48,6 @@ constexpr std::memory_order order_at(Site site) {
         case Site::get_claim:
         case Site::publish:
         case Site::free:
-        case Site::abandon:
-        case Site::skip:
         case Site::notify_epoch:
             return std::memory_order_release;
         // Announcing and looking are read-modify-writes of one word: whichever is later sees what came before the
@@ -62,6 +62,7 @@ constexpr std::memory_order order_at(Site site) {
 }
 
 struct StdAtomics {
+    static constexpr uint64_t kGroup = 64;
     template <class T>
     using atomic = std::atomic<T>;
 
@@ -113,9 +114,21 @@ struct StdAtomics {
     static T add_relaxed(std::atomic<T>& a, T n) noexcept {
         return a.fetch_add(n, std::memory_order_relaxed);
     }
+    template <Site S, class T>
+    static void set(std::atomic<T>& a, T bits) noexcept {
+        a.fetch_or(bits, order_at(S));
+    }
+    template <Site S, class T>
+    static void clear(std::atomic<T>& a, T bits) noexcept {
+        a.fetch_and(static_cast<T>(~bits), order_at(S));
+    }
     template <class T>
-    static T set_bits(std::atomic<T>& a, T bits) noexcept {
+    static T set_relaxed(std::atomic<T>& a, T bits) noexcept {
         return a.fetch_or(bits, std::memory_order_relaxed);
+    }
+    template <class T>
+    static void clear_relaxed(std::atomic<T>& a, T bits) noexcept {
+        a.fetch_and(static_cast<T>(~bits), std::memory_order_relaxed);
     }
 
     using Futex = ef::Futex;

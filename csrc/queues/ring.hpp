@@ -1,17 +1,21 @@
 // A bounded ring of slots for any number of producers and consumers, without a lock.
 //
 // The ring hands out slots; what is in them is the caller's. A producer claims a run of slots (one CAS for all of
-// them), writes, and publishes each; a consumer claims a run of published slots, reads, and frees each. After D.
-// Vyukov's bounded MPMC queue: a word per slot tells whose turn it is, so a producer never waits for another producer,
-// nor a consumer for another consumer, unless they want the same slot.
+// them), writes, and publishes them; a consumer claims a run of published slots, reads, and frees them. As in D. Vyukov's
+// bounded MPMC queue a producer never waits for another producer, nor a consumer for another consumer. Where he keeps a
+// sequence number per slot, here is one bit, so that a batch of 4096 touches 64 words: set while a record is in the slot,
+// from publish to free. Which lap it belongs to follows from the positions, if these are read first:
 //
-//   word = 4 * lap + state      state: free, ready, abandoned; zeroed memory is an empty ring
-//   tail = flags | put position  one CAS checks and changes position, gate and shutdown together
+//   tail > position >= head: whoever claimed the slot for `position` saw the bit clear, and moved tail after that, so
+//       who has read that tail (acquire) and sees the bit set sees this lap's record;
+//   head > position - capacity: whoever took the last lap's record saw the bit set, and moved head after that, so who
+//       has read that head (acquire) and sees the bit clear sees the slot freed after it.
 //
-// The bound is exact: a claim succeeds only if the put position it judged is still the position, and get positions only
-// grow, so it can only have been judged too strictly. Capacity is any number of slots; positions have 62 bits and do
-// not wrap in practice; differences are signed. The gate (hysteresis) closes with the claim that reaches `high` and
-// counts as open again as soon as `low` or fewer are left.
+// tail = flags | put position: one CAS checks and changes position, gate and shutdown together. The bound is exact: a
+// claim succeeds only if the put position it judged is still the position, and get positions only grow, so it can only
+// have been judged too strictly. Capacity is any number of slots; positions have 62 bits and do not wrap in practice;
+// differences are signed. The gate (hysteresis) closes with the claim that reaches `high` and counts as open again as
+// soon as `low` or fewer are left.
 //
 // What a stalled thread can block: a producer stalled between claim and publish holds back the records behind it,
 // a consumer stalled between claim and free holds back the producer one lap later; nothing else.
@@ -49,7 +53,7 @@ public:
     bool allocate(uint64_t capacity) {
         capacity_ = capacity;
         A::poke(limit_, static_cast<int64_t>(capacity));
-        return words_.allocate(capacity);
+        return taken_.allocate(groups()) && abandoned_bits_.allocate(groups());
     }
     // 1 <= limit <= capacity; high 0: no gate; else 0 <= low < high <= limit. May be changed at any time; more than
     // the new limit may then be there, and drains.
@@ -67,7 +71,7 @@ public:
             if (tail & kDown) return {Claimed::down, 0, 0, 0, false};
             const uint64_t position = tail & kPosition;
             // Read after the tail: then the ring held at least this much at this moment.
-            const int64_t used = static_cast<int64_t>(position - A::peek(head_));
+            const int64_t used = static_cast<int64_t>(position - A::template load<Site::put_head>(head_));
             if (used < 0) continue;  // the tail is stale
             const int64_t high = A::peek(high_);
             const bool closed = (tail & kClosed) && high && used > A::peek(low_);
@@ -80,10 +84,9 @@ public:
             }
             if (room > most) room = most;
             if (in_a_row && room > to_the_end(position)) room = to_the_end(position);
-            bool stale = false;
-            const int64_t count = run<Site::put_word>(position, room, kFree, &stale);
+            const int64_t count = run<Site::put_word>(position, room, false);
             if (count == 0) {
-                if (stale) continue;
+                if (A::peek(tail_) != tail) continue;
                 return {Claimed::busy, position, 0, used, false};
             }
             const bool closes = high && (closed || used + count >= high);
@@ -97,34 +100,45 @@ public:
     Claim claim_get(int64_t most, bool in_a_row = false) {
         for (;;) {
             const uint64_t head = A::template load<Site::get_head>(head_);
-            const int64_t limit = in_a_row && most > to_the_end(head) ? to_the_end(head) : most;
-            bool stale = false;
-            const int64_t count = run<Site::get_word>(head, limit, kReady, &stale);
+            // Read after the head: nothing was there at this moment.
+            const uint64_t tail = A::template load<Site::get_tail>(tail_);
+            int64_t there = static_cast<int64_t>((tail & kPosition) - head);
+            if (there <= 0) return {tail & kDown ? Claimed::down : Claimed::none, head, 0, 0, false};
+            if (there > most) there = most;
+            if (in_a_row && there > to_the_end(head)) there = to_the_end(head);
+            const int64_t count = run<Site::get_word>(head, there, true);
             if (count > 0) {
                 if (A::template cas<Site::get_claim>(head_, head, head + static_cast<uint64_t>(count)))
                     return {Claimed::some, head, count, 0, false};
                 continue;
             }
-            if (stale || skip_abandoned()) continue;
-            // Read after the head: nothing was there at this moment.
-            const uint64_t tail = A::peek(tail_);
-            if (static_cast<int64_t>((tail & kPosition) - head) <= 0)
-                return {tail & kDown ? Claimed::down : Claimed::none, head, 0, 0, false};
+            if (skip_abandoned()) continue;
             if (A::peek(head_) == head) return {Claimed::busy, head, 0, 0, false};
         }
     }
 
-    void publish(uint64_t position, int64_t count) { set<Site::publish>(position, count, kReady); }
+    void publish(uint64_t position, int64_t count) {
+        each_group(position, count, [&](uint64_t group, uint64_t mask) {
+            if (mask == kAll) A::template store<Site::publish>(taken_[group], mask);
+            else A::template set<Site::publish>(taken_[group], mask);
+        });
+    }
     // The consumer is done with the slots: free for the next lap.
-    void free(uint64_t position, int64_t count) { set<Site::free>(position, count, kNextLap); }
+    void free(uint64_t position, int64_t count) {
+        each_group(position, count, [&](uint64_t group, uint64_t mask) {
+            if (mask == kAll) A::template store<Site::free>(taken_[group], uint64_t{0});
+            else A::template clear<Site::free>(taken_[group], mask);
+        });
+    }
     // Instead of publish: the slots pass by unseen when their turn comes.
     void abandon(uint64_t position, int64_t count) {
-        set<Site::abandon>(position, count, kAbandoned);
+        each_group(position, count, [&](uint64_t group, uint64_t mask) { A::set_relaxed(abandoned_bits_[group], mask); });
         A::add_relaxed(abandoned_, count);
+        Ring::publish(position, count);
     }
 
     // No claim_put succeeds from now on; what was claimed before still comes. True for the first caller.
-    bool shut_down() { return !(A::set_bits(tail_, kDown) & kDown); }
+    bool shut_down() { return !(A::set_relaxed(tail_, kDown) & kDown); }
     bool is_down() const { return A::peek(tail_) & kDown; }
 
     // Whether the gate is closed.
@@ -161,50 +175,61 @@ protected:
     // True when the first slot was an abandoned one and is out of the way.
     bool skip_abandoned() {
         const uint64_t head = A::template load<Site::get_head>(head_);
-        const uint64_t lap = head / capacity_ * 4;
-        if (A::template load<Site::get_word>(words_[head % capacity_]) != lap + kAbandoned) return false;
+        const uint64_t tail = A::template load<Site::get_tail>(tail_);
+        if (static_cast<int64_t>((tail & kPosition) - head) <= 0) return false;
+        const uint64_t index = head % capacity_, bit = uint64_t{1} << index % kGroup;
+        if (!(A::template load<Site::get_word>(taken_[index / kGroup]) & bit)) return false;
+        if (!(A::peek(abandoned_bits_[index / kGroup]) & bit)) return false;
         if (A::template cas<Site::get_claim>(head_, head, head + 1)) {
             A::add_relaxed(skipped_, int64_t{1});
-            A::template store<Site::skip>(words_[head % capacity_], lap + kNextLap);
+            A::clear_relaxed(abandoned_bits_[index / kGroup], bit);
+            free(head, 1);
         }
         return true;
     }
 
 private:
-    static constexpr int64_t kFree = 0, kReady = 1, kAbandoned = 2, kNextLap = 4;
+    static constexpr uint64_t kGroup = A::kGroup;  // slots a word, 64 but for the model checker
+    static constexpr uint64_t kAll = ~uint64_t{0} >> (64 - kGroup);
 
+    uint64_t groups() const { return (capacity_ + kGroup - 1) / kGroup; }
     int64_t to_the_end(uint64_t position) const { return static_cast<int64_t>(capacity_ - position % capacity_); }
 
-    // How many of the `most` slots from `position` on have the state; *stale when the first is past it already.
+    // Calls with every word that the slots touch and their bits in it.
+    template <class F>
+    void each_group(uint64_t position, int64_t count, F f) {
+        uint64_t index = position % capacity_;
+        while (count > 0) {
+            const uint64_t shift = index % kGroup, span = span_from(index, count);
+            f(index / kGroup, (kAll >> (kGroup - span)) << shift);
+            count -= static_cast<int64_t>(span);
+            index += span;
+            if (index == capacity_) index = 0;
+        }
+    }
+    uint64_t span_from(uint64_t index, int64_t count) const {
+        uint64_t span = kGroup - index % kGroup;
+        if (span > capacity_ - index) span = capacity_ - index;
+        return span > static_cast<uint64_t>(count) ? static_cast<uint64_t>(count) : span;
+    }
+    // How many of the `most` slots from `position` on hold a record (and no abandoned one), or are free.
     template <Site S>
-    int64_t run(uint64_t position, int64_t most, int64_t state, bool* stale) {
-        uint64_t index = position % capacity_, word = position / capacity_ * 4 + static_cast<uint64_t>(state);
-        for (int64_t i = 0; i < most; ++i) {
-            const uint64_t found = A::template load<S>(words_[index]);
-            if (found != word) {
-                // A consumer does not take an abandoned slot for a later one.
-                if (i == 0) *stale = static_cast<int64_t>(found - word) > (state == kReady ? kAbandoned - kReady : 0);
-                return i;
-            }
-            if (++index == capacity_) {
-                index = 0;
-                word += 4;
-            }
+    int64_t run(uint64_t position, int64_t most, bool ready) {
+        uint64_t index = position % capacity_;
+        for (int64_t done = 0; done < most;) {
+            const uint64_t span = span_from(index, most - done);
+            uint64_t word = A::template load<S>(taken_[index / kGroup]);
+            word = ready ? ~word | A::peek(abandoned_bits_[index / kGroup]) : word;  // zeros are what is looked for
+            word = word >> index % kGroup & kAll >> (kGroup - span);
+            if (word != 0) return done + __builtin_ctzll(word);
+            done += static_cast<int64_t>(span);
+            index += span;
+            if (index == capacity_) index = 0;
         }
         return most;
     }
-    template <Site S>
-    void set(uint64_t position, int64_t count, int64_t state) {
-        uint64_t index = position % capacity_, word = position / capacity_ * 4 + static_cast<uint64_t>(state);
-        for (int64_t i = 0; i < count; ++i) {
-            A::template store<S>(words_[index], word);
-            if (++index == capacity_) {
-                index = 0;
-                word += 4;
-            }
-        }
-    }
-    typename A::template Array<uint64_t> words_;
+
+    typename A::template Array<uint64_t> taken_, abandoned_bits_;
     uint64_t capacity_ = 0;
     typename A::template atomic<int64_t> limit_{}, high_{}, low_{}, abandoned_{}, skipped_{};
     // Two lines apart: adjacent lines are fetched in pairs.

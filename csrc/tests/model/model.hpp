@@ -48,7 +48,9 @@ inline rl::memory_order relacy_order(ef::Site site) {
     }
 }
 
+template <uint64_t Group>
 struct Atomics {
+    static constexpr uint64_t kGroup = Group;
     template <class T>
     struct atomic : rl::generic_atomic<T, true> {
         // Stored, because Relacy takes an initialisation for something every thread has seen: nobody could miss the
@@ -94,9 +96,21 @@ struct Atomics {
     static T add_relaxed(atomic<T>& a, T n) {
         return a.fetch_add(n, rl::mo_relaxed, $);
     }
+    template <ef::Site S, class T>
+    static void set(atomic<T>& a, T bits) {
+        a.fetch_or(bits, relacy_order(S), $);
+    }
+    template <ef::Site S, class T>
+    static void clear(atomic<T>& a, T bits) {
+        a.fetch_and(static_cast<T>(~bits), relacy_order(S), $);
+    }
     template <class T>
-    static T set_bits(atomic<T>& a, T bits) {
+    static T set_relaxed(atomic<T>& a, T bits) {
         return a.fetch_or(bits, rl::mo_relaxed, $);
+    }
+    template <class T>
+    static void clear_relaxed(atomic<T>& a, T bits) {
+        a.fetch_and(static_cast<T>(~bits), rl::mo_relaxed, $);
     }
 
     // Compare and sleep are one step, as in the kernel. Nobody wakes without a reason: a lost wake-up is a deadlock.

@@ -8,8 +8,11 @@
 
 namespace {
 
-using Ring = ef::Ring<model::Atomics>;
-using Blocking = ef::BlockingRing<model::Atomics>;
+// All slots in one word, and a word for each: read-modify-writes of shared bits, and stores of whole words.
+using Atomics = model::Atomics<64>;
+using Ring = ef::Ring<Atomics>;
+using Split = ef::Ring<model::Atomics<1>>;
+using Blocking = ef::BlockingRing<Atomics>;
 using ef::Claim;
 using ef::Claimed;
 
@@ -55,9 +58,9 @@ struct Queue {
 // ---- the ring ------------------------------------------------------------------------------------------------------
 
 // A record's bytes are there when it is taken, and nobody writes into a slot that is being read.
-template <int Capacity>
-struct HandOver : rl::test_suite<HandOver<Capacity>, 2> {
-    Queue<Ring, Capacity> q;
+template <class R, int Capacity>
+struct HandOver : rl::test_suite<HandOver<R, Capacity>, 2> {
+    Queue<R, Capacity> q;
     void thread(unsigned index) {
         if (index == 0) {
             for (int i = 1; i <= Capacity + 1;)
@@ -78,8 +81,9 @@ struct HandOver : rl::test_suite<HandOver<Capacity>, 2> {
 };
 
 // Two producers, one consumer that takes batches: all records, each once, a producer's own in order.
-struct TwoProducers : rl::test_suite<TwoProducers, 3> {
-    Queue<Ring, 2> q;
+template <class R>
+struct TwoProducers : rl::test_suite<TwoProducers<R>, 3> {
+    Queue<R, 2> q;
     void thread(unsigned index) {
         if (index < 2) {
             const int mine = static_cast<int>(index) + 1;
@@ -233,16 +237,16 @@ struct Shutdown : rl::test_suite<Shutdown, 2> {
 
 // A flag set with a relaxed store: only the event count carries it to the waiter.
 struct NoLostWakeup : rl::test_suite<NoLostWakeup, 2> {
-    ef::EventCount<model::Atomics> events;
-    model::Atomics::atomic<int> flag;
+    ef::EventCount<Atomics> events;
+    Atomics::atomic<int> flag;
     void thread(unsigned index) {
         if (index == 0) {
-            model::Atomics::poke(flag, 1);
+            Atomics::poke(flag, 1);
             if (events.anybody()) events.wake(1);
         } else {
-            while (!model::Atomics::peek(flag)) {
+            while (!Atomics::peek(flag)) {
                 const uint32_t key = events.prepare();
-                if (model::Atomics::peek(flag)) {
+                if (Atomics::peek(flag)) {
                     events.cancel();
                     break;
                 }
@@ -254,12 +258,12 @@ struct NoLostWakeup : rl::test_suite<NoLostWakeup, 2> {
 
 // Two changes by two threads, a waiter that needs both: the later notifier must know of the earlier one's.
 struct TwoNotifiers : rl::test_suite<TwoNotifiers, 3> {
-    ef::EventCount<model::Atomics> events;
-    model::Atomics::atomic<int> flags[2];
-    bool both() { return model::Atomics::peek(flags[0]) && model::Atomics::peek(flags[1]); }
+    ef::EventCount<Atomics> events;
+    Atomics::atomic<int> flags[2];
+    bool both() { return Atomics::peek(flags[0]) && Atomics::peek(flags[1]); }
     void thread(unsigned index) {
         if (index < 2) {
-            model::Atomics::poke(flags[index], 1);
+            Atomics::poke(flags[index], 1);
             if (events.anybody() && both()) events.wake(1);
         } else {
             while (!both()) {
@@ -276,16 +280,16 @@ struct TwoNotifiers : rl::test_suite<TwoNotifiers, 3> {
 
 // A waiter says what it waits for before it announces itself: the notifier that sees the waiter knows it.
 struct Announced : rl::test_suite<Announced, 2> {
-    ef::EventCount<model::Atomics> events;
-    model::Atomics::atomic<int> flag, special;
+    ef::EventCount<Atomics> events;
+    Atomics::atomic<int> flag, special;
     void thread(unsigned index) {
         if (index == 0) {
-            model::Atomics::poke(flag, 1);
-            if (events.anybody()) events.wake(model::Atomics::peek(special) ? 1 : 0);
+            Atomics::poke(flag, 1);
+            if (events.anybody()) events.wake(Atomics::peek(special) ? 1 : 0);
         } else {
-            model::Atomics::poke(special, 1);
+            Atomics::poke(special, 1);
             const uint32_t key = events.prepare();
-            if (model::Atomics::peek(flag)) events.cancel();
+            if (Atomics::peek(flag)) events.cancel();
             else events.wait(key, ef::kForever);
         }
     }
@@ -378,9 +382,11 @@ bool run(rl::test_params& p) {
     return rl::simulate<T>(p);
 }
 const Program kPrograms[] = {
-    {"hand-over, 1 slot", run<HandOver<1>>, false},
-    {"hand-over, 2 slots", run<HandOver<2>>, false},
-    {"two producers", run<TwoProducers>, false},
+    {"hand-over, 1 slot", run<HandOver<Ring, 1>>, false},
+    {"hand-over, 2 slots", run<HandOver<Ring, 2>>, false},
+    {"hand-over, 2 words", run<HandOver<Split, 2>>, false},
+    {"two producers", run<TwoProducers<Ring>>, false},
+    {"two producers, 2 words", run<TwoProducers<Split>>, false},
     {"two consumers", run<TwoConsumers>, false},
     {"never full", run<NeverFull>, true},
     {"never empty", run<NeverEmpty>, true},
@@ -399,8 +405,8 @@ const Program kPrograms[] = {
     {"blocking, abandoned", run<BlockingAbandon>, false},
 };
 
-const char* const kSites[] = {"put_tail", "put_word", "put_claim", "get_head",   "get_word",    "get_claim",   "publish",
-                              "free",     "abandon",  "skip",      "announce",   "wait_epoch",  "notify_look", "notify_epoch"};
+const char* const kSites[] = {"put_tail",  "put_head", "put_word", "put_claim", "get_head",   "get_tail",    "get_word",
+                              "get_claim", "publish",  "free",     "announce",  "wait_epoch", "notify_look", "notify_epoch"};
 static_assert(sizeof kSites / sizeof *kSites == static_cast<size_t>(ef::Site::number_of_sites), "a name for each");
 
 const char* name_of(std::memory_order order) {
