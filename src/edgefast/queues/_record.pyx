@@ -4,7 +4,14 @@ Copies of up to GIL_BYTES run with the GIL held: giving it up and taking it back
 Nothing ever sleeps with the GIL held.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_IsContiguous,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
@@ -153,19 +160,34 @@ cdef class RecordCore:
                 return n
             PyErr_CheckSignals()
 
-    cdef bint fits(self, object value, tuple shape):
+    cdef bint fits(self, object value, object first):
+        """Whether it is an array of the queue's dtype and shape, behind a first dimension when that is not None."""
         if type(value) is not ndarray:
             return False
         found = value.dtype
-        return (found is self.dtype or found == self.dtype) and value.shape == shape
+        if found is not self.dtype and found != self.dtype:
+            return False
+        shape = value.shape
+        if first is None:
+            return shape == self.shape
+        return len(shape) == len(self.shape) + 1 and (not self.shape or shape[1:] == self.shape)
+
+    cdef object borrow(self, object value, Py_buffer *view, object first):
+        """The C-contiguous memory of what is put; returns whose it is."""
+        if self.fits(value, first):
+            PyObject_GetBuffer(value, view, PyBUF_STRIDES)
+            if PyBuffer_IsContiguous(view, b"C"):
+                return value
+            PyBuffer_Release(view)
+        value = self._one(value) if first is None else self._many(value)
+        PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS)
+        return value
 
     def put(self, value, block=True, timeout=None):
         cdef Py_buffer view
         cdef int status = EDGEFAST_OK
         cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
-        if not (self.fits(value, self.shape) and value.flags.c_contiguous):
-            value = self._one(value)
-        PyObject_GetBuffer(value, &view, PyBUF_C_CONTIGUOUS)
+        owner = self.borrow(value, &view, None)
         try:
             self.push(<const char *>view.buf, 1, deadline, &status)
         finally:
@@ -178,9 +200,8 @@ cdef class RecordCore:
         cdef int status = EDGEFAST_OK
         cdef int64_t deadline = to_deadline(block, timeout)
         cdef int64_t n, done = 0
-        records = self._many(records)
-        n = len(records)
-        PyObject_GetBuffer(records, &view, PyBUF_C_CONTIGUOUS)
+        owner = self.borrow(records, &view, True)
+        n = len(owner)
         try:
             done = self.push(<const char *>view.buf, n, deadline, &status)
         finally:
@@ -196,7 +217,7 @@ cdef class RecordCore:
         cdef object target = out
         if out is None:
             target = empty_array(self.shape, self.dtype)
-        elif not self.fits(out, self.shape) or not out.flags.carray:
+        elif not self.fits(out, None) or not out.flags.carray:
             self._check_out(out, self.shape)
         PyObject_GetBuffer(target, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         try:
