@@ -11,7 +11,7 @@ __all__ = ["RecordQueue"]
 
 class RecordQueue(RecordCore, RecordBase):
     # The core's methods come first; documentation is the twin's.
-    pass
+    __reduce__ = RecordBase.__reduce__
 
 
 RecordQueue.__doc__ = _record_pure.RecordQueue.__doc__

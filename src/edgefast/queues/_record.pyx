@@ -111,7 +111,7 @@ cdef class RecordCore:
     cdef readonly tuple shape
     cdef int64_t item
     cdef int64_t capacity
-    cdef bint drops
+    cdef bint refuses  # what it does not take at once, it does not wait for
 
     def _allocate(self, dtype, tuple shape, int64_t itemsize, int64_t capacity, int policy):
         if not self.core.allocate(itemsize, capacity, <Policy>policy):
@@ -120,6 +120,7 @@ cdef class RecordCore:
         self.shape = shape
         self.item = itemsize
         self.capacity = capacity
+        self.refuses = policy != 0
 
     def _configure(self, int64_t limit, int64_t high, int64_t low):
         self.core.configure(limit, high, low)
@@ -133,7 +134,7 @@ cdef class RecordCore:
             done = self.core.put(records, n, kTry, status)
             if done == n or status[0] == EDGEFAST_OK or status[0] == EDGEFAST_SHUT_DOWN:
                 return done
-            if status[0] == EDGEFAST_FULL and self.drops:
+            if status[0] == EDGEFAST_FULL and self.refuses:
                 return done
         while True:
             with nogil:

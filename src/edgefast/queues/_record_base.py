@@ -81,9 +81,13 @@ class RecordBase:
     def _one(self, value: Any) -> np.ndarray:
         """A record as a C-contiguous array, or a typed error."""
         if isinstance(value, (np.ndarray, np.generic)):
-            if value.dtype != self.dtype:
+            # Scalars are of native byte order, also those out of an array that is not.
+            same = value.dtype == self.dtype or (
+                isinstance(value, np.generic) and value.dtype == self.dtype.newbyteorder("=")
+            )
+            if not same:
                 raise TypeError(f"value: expected dtype {self.dtype}, got {value.dtype}")
-            array = np.ascontiguousarray(value).reshape(value.shape)
+            array = np.asarray(value, self.dtype, order="C")
         else:
             array = self._converted(value, "value")
         if array.shape != self.shape:

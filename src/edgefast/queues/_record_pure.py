@@ -1,4 +1,4 @@
-"""RecordQueue in pure Python: one array under one lock. The same semantics, exceptions and statistics as the native one.
+"""RecordQueue in pure Python: one array under one lock. Semantics, exceptions and statistics are the native one's.
 
 Type checkers read this module for both.
 """
@@ -104,9 +104,7 @@ class RecordQueue(RecordBase):
         try:
             self._slots = np.zeros((capacity, *shape), dtype)
         except (MemoryError, ValueError):
-            raise MemoryError(
-                f"maxsize: expected room for {capacity} records of {itemsize} bytes, got none"
-            ) from None
+            raise MemoryError(f"maxsize: expected room for {capacity} records of {itemsize} bytes, got none") from None
         self._states = bytearray(capacity)
         self._kind = POLICIES[policy]
 
