@@ -199,7 +199,7 @@ cdef class RecordCore:
     def put_many(self, records, block=True, timeout=None):
         cdef Py_buffer view
         cdef int status = EDGEFAST_OK
-        cdef int64_t deadline = to_deadline(block, timeout)
+        cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
         cdef int64_t n, done = 0
         owner = self.borrow(records, &view, True)
         n = len(owner)
@@ -232,10 +232,14 @@ cdef class RecordCore:
     def get_many(self, max_items=None, block=True, timeout=None, *, out=None, min_items=1, linger=0.0):
         cdef Py_buffer view
         cdef int status = EDGEFAST_OK
-        cdef int64_t deadline = to_deadline(block, timeout)
-        cdef int64_t n, there, pause, most, least
-        most, least = self._counts(max_items, min_items, out)
-        pause = <int64_t>(min(to_seconds(linger, "linger"), 3e9) * 1e9)
+        cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
+        cdef int64_t n, there, pause = 0, most, least = 1
+        cdef bint plain = type(linger) is float and <double>linger == 0 and type(min_items) is int and min_items == 1
+        if plain and max_items is None and out is not None and self.fits(out, True) and len(out) and out.flags.carray:
+            most = min(len(out), self.capacity)
+        else:
+            most, least = self._counts(max_items, min_items, out)
+            pause = <int64_t>(min(to_seconds(linger, "linger"), 3e9) * 1e9)
         if out is None:
             there = self.core.size()
             while there == 0:

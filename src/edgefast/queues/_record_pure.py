@@ -63,6 +63,9 @@ class RecordQueue(RecordBase):
         14
     """
 
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
     def __init__(
         self,
         dtype: Any,
