@@ -213,6 +213,8 @@ class RecordBase:
             **counters,
             "max_buffer_size": 1 if self._policy == "latest" else self._maxsize,
             "limit": 1 if self._policy == "latest" else self._maxsize,
+            "max_bytes": math.inf,  # no limit of its own
+            "peak_bytes": counters["peak"] * self.itemsize,
             "high_watermark": self._high or None,
             "low_watermark": self._low if self._high else None,
             "sojourn": None if counters["sojourn"] < 0 else counters["sojourn"],
