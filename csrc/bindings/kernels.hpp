@@ -17,6 +17,6 @@ struct Kernels {
 using KernelsClass = pybind11::class_<Kernels>;
 
 void register_sketch(KernelsClass& kernels);
-void register_aggregate(KernelsClass& kernels);
+void register_aggregate(pybind11::module_& module, KernelsClass& kernels);
 
 }  // namespace ef

@@ -98,7 +98,7 @@ uint64_t means(ef::Isa isa) {
         void* outputs[] = {a.data(), b.data()};
         const ef::TensorSpec specs[] = {{ef::DType::f32, static_cast<int64_t>(n)}, {ef::DType::f16, static_cast<int64_t>(n)}};
         CHECK(!ef::mean_kernels(isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(clients), total, specs, 2,
-                                          outputs, 2));
+                                          false, outputs, 2));
         hash = fnv(a.data(), n * sizeof(float), hash);
         hash = fnv(b.data(), n * sizeof(uint16_t), hash);
     }
