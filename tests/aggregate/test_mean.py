@@ -459,7 +459,7 @@ def test_out_may_overlap_an_update(backend: str, shift: int) -> None:
         (np.zeros(4, np.float32), ShapeMismatch, r"client out: expected shape \(3,\), got \(4,\)"),
         (np.zeros(3), DtypeMismatch, "client out: expected float32, got float64"),
         ([F32], StructureMismatch, "client out: expected an array, got a list"),
-        (3.0, TypeError, "out: expected a numpy array, got float"),
+        (3.0, TypeError, "out: expected a numpy array or a torch tensor, got float"),
         (np.broadcast_to(F32[:1], 3), ValueError, "out: expected a writeable array, got a read-only one"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edgefast.aggregate.accumulator import MeanAccumulator
+from edgefast.aggregate.average import average_checkpoints
+from edgefast.aggregate.checkpoints import map_checkpoint
 from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
@@ -23,5 +25,7 @@ __all__ = [
     "StructureMismatch",
     "UpdateError",
     "ZeroWeightError",
+    "average_checkpoints",
+    "map_checkpoint",
     "weighted_mean",
 ]

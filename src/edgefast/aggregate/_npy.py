@@ -12,10 +12,11 @@ import numpy as np
 
 from edgefast.backends.table import Array
 
-__all__ = ["array_in", "empty", "encode", "header", "layout"]
+__all__ = ["LONGEST_START", "array_in", "empty", "encode", "header", "layout"]
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000
+LONGEST_START = 12 + _LONGEST_HEADER  # bytes that contain any header layout() takes
 
 
 def layout(data: bytes | memoryview) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
