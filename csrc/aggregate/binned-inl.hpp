@@ -7,6 +7,7 @@ namespace binned {
 
 typedef vu64 VU;
 constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each stream
+constexpr int kBlock = 16;  // clients side by side
 constexpr int kTopExponent = 2016;  // biased exponent of 2^993
 
 EF_INLINE VU all_bits(uint64_t x) { return VU{} + x; }
@@ -142,7 +143,7 @@ static double sum_one(const void* const* inputs, const double* weights, int64_t 
 
 template <class T>
 static bool mean_tile(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
-                      int64_t offset, int64_t n, void* output) {
+                      int64_t offset, int64_t n, bool ahead, void* output) {
     constexpr int F = ef::binned_folds(dtype_of<T>());
     constexpr int kGroup = 2;  // vectors side by side, to hide the latency of the chains
     T* out = static_cast<T*>(output) + offset;
@@ -151,15 +152,23 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
     for (; i + kGroup * kLanes <= n; i += kGroup * kLanes) {
         // Twice over the clients: the largest term fixes the bins, and the second reading comes from the cache.
         V largest[kGroup] = {}, check[kGroup] = {};
-        for (int64_t k = 0; k < clients; ++k) {
-            const T* p = static_cast<const T*>(inputs[k * stride]) + offset + i;
-            const V w = V{} + weights[k];
-            __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
-            for (int g = 0; g < kGroup; ++g) {
-                const V t = Element<T>::read(p + g * kLanes) * w;
-                const V a = (V)magnitude_bits(t);
-                largest[g] = maximum(a, largest[g]);
-                check[g] += t;  // NaN and infinity stay; maximum may lose a NaN
+        for (int64_t k = 0; k < clients; k += kBlock) {
+            const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
+            const auto step = [&](int c) __attribute__((always_inline)) {
+                const T* p = static_cast<const T*>(inputs[(k + c) * stride]) + offset + i;
+                const V w = V{} + weights[k + c];
+                if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
+                for (int g = 0; g < kGroup; ++g) {
+                    const V t = Element<T>::read(p + g * kLanes) * w;
+                    const V a = (V)magnitude_bits(t);
+                    largest[g] = maximum(a, largest[g]);
+                    check[g] += t;  // NaN and infinity stay; maximum may lose a NaN
+                }
+            };
+            if constexpr (is_floating(dtype_of<T>())) {
+                EF_EACH_OF(count, step)
+            } else {
+                for (int c = 0; c < count; ++c) step(c);
             }
         }
         V magic[kGroup][F];
@@ -348,11 +357,12 @@ struct MeanBody {
     double total;
     const ef::TensorSpec* specs;
     int64_t tensors;
+    bool ahead;
     void* const* outputs;
     bool flagged;  // set by any thread, read after they were joined
     void operator()(int64_t t, int64_t offset, int64_t n) {
         bool found = false;
-#define EF_CALL(T) found = mean_tile<T>(inputs + t, weights, clients, tensors, total, offset, n, outputs[t])
+#define EF_CALL(T) found = mean_tile<T>(inputs + t, weights, clients, tensors, total, offset, n, ahead, outputs[t])
         EF_FOR_DTYPE(specs[t].dtype, EF_CALL)
 #undef EF_CALL
         if (found) __atomic_store_n(&flagged, true, __ATOMIC_RELAXED);
@@ -361,7 +371,7 @@ struct MeanBody {
 
 static bool mean(const void* const* inputs, const double* weights, int64_t clients, double total,
                  const ef::TensorSpec* specs, int64_t tensors, void* const* outputs, int threads) noexcept {
-    MeanBody body = {inputs, weights, clients, total, specs, tensors, outputs, false};
+    MeanBody body = {inputs, weights, clients, total, specs, tensors, ef::prefers_prefetch(), outputs, false};
     walk(specs, tensors, 2 * clients, threads, body);
     return body.flagged;
 }

@@ -89,50 +89,62 @@ constexpr int64_t kStreamBytes = int64_t(4) << 20;  // outputs from here on go p
 // (Zen 5: 99 % of the read bandwidth without, 80 % with).
 constexpr int64_t kAhead = 1024;
 
-// sums[0, n) (or 0 when first) + w_c x_c over `count` clients; into sums, or divided and rounded into out when last.
-template <class R, class T>
+// sums[0, n) (or 0 when First) + w_c x_c over `count` clients; into sums, or divided and rounded into out when Last.
+template <class R, bool First, bool Last, class T>
 static typename R::Mask block(const T* const* x, const double* w, int count, int64_t n, typename R::Sum* sums,
-                              bool first, bool last, double total, T* out, bool streaming, bool ahead) {
+                              double total, T* out, bool streaming, bool ahead) {
     typedef typename R::Vec Vec;
     typedef typename R::Sum Sum;
     typename R::Mask bad = {};
     const Sum divisor = static_cast<Sum>(total);
     int64_t i = 0;
-    // Four registers at a time hide the latency of the chain of additions.
+    // Four registers at a time hide the latency of the chain of additions; without unrolling they would be memory.
     constexpr int kStep = 4 * R::lanes;
     for (; i + kStep <= n; i += kStep) {
         Vec sum[4] = {};
-        if (!first)
+        if (!First) {
+#pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) sum[v] = load_as<Vec>(sums + i + v * R::lanes);
-        for (int c = 0; c < count; ++c) {
+        }
+        const auto step = [&](int c) __attribute__((always_inline)) {
             const T* p = x[c] + i;
             const Vec weight = Vec{} + static_cast<Sum>(w[c]);
             if (ahead) {
                 __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
                 __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + 64, 0, 2);
             }
+#pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
+        };
+        if constexpr (is_floating(dtype_of<T>())) {
+            EF_EACH_OF(count, step)
+        } else {
+            for (int c = 0; c < count; ++c) step(c);
         }
+        if (!Last) {
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) store_as(sums + i + v * R::lanes, sum[v]);
+            continue;
+        }
+#pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
-            if (last) {
-                bad |= R::not_finite(sum[v]);
-                const Vec mean = sum[v] / divisor;
-                if (streaming) {
-                    T rounded[R::lanes];
-                    R::write(rounded, mean);
-                    stream(reinterpret_cast<char*>(out + i + v * R::lanes), rounded, sizeof(rounded));
-                } else {
-                    R::write(out + i + v * R::lanes, mean);
-                }
-            } else {
-                store_as(sums + i + v * R::lanes, sum[v]);
-            }
+            bad |= R::not_finite(sum[v]);
+            sum[v] /= divisor;
+        }
+        if (streaming) {
+            T rounded[kStep];
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) R::write(rounded + v * R::lanes, sum[v]);
+            stream(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
+        } else {
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) R::write(out + i + v * R::lanes, sum[v]);
         }
     }
     for (; i < n; ++i) {
-        Sum a = first ? 0 : sums[i];
+        Sum a = First ? 0 : sums[i];
         for (int c = 0; c < count; ++c) a += R::read_one(x[c] + i) * static_cast<Sum>(w[c]);
-        if (last) {
+        if (Last) {
             if (R::not_finite_one(a)) bad[0] = -1;
             R::write_one(out + i, a / divisor);
         } else {
@@ -148,28 +160,32 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
     typename R::Sum sums[kTile];
     T* out = static_cast<T*>(output) + offset;
     typename R::Mask bad = {};
-    constexpr bool whole = sizeof(T) * R::lanes % 16 == 0;
-    const bool streaming = kCanStream && whole && large && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+    const bool streaming = kCanStream && large && reinterpret_cast<uintptr_t>(out) % 16 == 0;
     for (int64_t k = 0; k < clients; k += kBlock) {
         const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
         const T* x[kBlock];
         for (int c = 0; c < count; ++c) x[c] = static_cast<const T*>(inputs[(k + c) * stride]) + offset;
-        bad |= block<R, T>(x, weights + k, count, n, sums, k == 0, k + count == clients, total, out, streaming,
-                           ahead);
+        const bool first = k == 0, last = k + count == clients;
+        bad |= first && last ? block<R, true, true, T>(x, weights + k, count, n, sums, total, out, streaming, ahead)
+               : first       ? block<R, true, false, T>(x, weights + k, count, n, sums, total, out, streaming, ahead)
+               : last        ? block<R, false, true, T>(x, weights + k, count, n, sums, total, out, streaming, ahead)
+                             : block<R, false, false, T>(x, weights + k, count, n, sums, total, out, streaming, ahead);
     }
-    if (streaming) stream_done();
     return any(bad);
 }
 
 template <class R, class T>
 static void add_tile(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, int64_t offset,
-                     int64_t n, bool ahead, void* target) {
+                     int64_t n, bool fresh, bool ahead, void* target) {
     auto* sums = static_cast<typename R::Sum*>(target) + offset;
     for (int64_t k = 0; k < clients; k += kBlock) {
         const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
         const T* x[kBlock];
         for (int c = 0; c < count; ++c) x[c] = static_cast<const T*>(inputs[(k + c) * stride]) + offset;
-        block<R, T>(x, weights + k, count, n, sums, false, false, 0, nullptr, false, ahead);
+        if (fresh && k == 0)
+            block<R, true, false, T>(x, weights + k, count, n, sums, 0, nullptr, false, ahead);
+        else
+            block<R, false, false, T>(x, weights + k, count, n, sums, 0, nullptr, false, ahead);
     }
 }
 
@@ -237,11 +253,11 @@ struct AddBody {
     int64_t clients;
     const ef::TensorSpec* specs;
     int64_t tensors;
-    bool single, ahead;
+    bool single, fresh, ahead;
     void* const* sums;
     void operator()(int64_t t, int64_t offset, int64_t n) {
-#define EF_WIDE(T) add_tile<Wide<T>, T>(inputs + t, weights, clients, tensors, offset, n, ahead, sums[t])
-#define EF_SINGLE(T) add_tile<Single<T>, T>(inputs + t, weights, clients, tensors, offset, n, ahead, sums[t])
+#define EF_WIDE(T) add_tile<Wide<T>, T>(inputs + t, weights, clients, tensors, offset, n, fresh, ahead, sums[t])
+#define EF_SINGLE(T) add_tile<Single<T>, T>(inputs + t, weights, clients, tensors, offset, n, fresh, ahead, sums[t])
         EF_FOR_SUMS(specs[t].dtype, single, EF_WIDE, EF_SINGLE)
 #undef EF_WIDE
 #undef EF_SINGLE
@@ -249,8 +265,8 @@ struct AddBody {
 };
 
 static void add(const void* const* inputs, const double* weights, int64_t clients, const ef::TensorSpec* specs,
-                int64_t tensors, bool single, void* const* sums, int threads) noexcept {
-    AddBody body = {inputs, weights, clients, specs, tensors, single, ef::prefers_prefetch(), sums};
+                int64_t tensors, bool single, bool fresh, void* const* sums, int threads) noexcept {
+    AddBody body = {inputs, weights, clients, specs, tensors, single, fresh, ef::prefers_prefetch(), sums};
     walk(specs, tensors, clients + 4, threads, body);
 }
 

@@ -36,9 +36,10 @@ struct MeanKernels {
     // inputs[k * tensors + t], outputs[t]. True when some sum was not finite (results are written all the same).
     bool (*mean)(const void* const* inputs, const double* weights, int64_t clients, double total,
                  const TensorSpec* specs, int64_t tensors, bool single, void* const* outputs, int threads) noexcept;
-    // sums[t][i] += w_0 x_0, then += w_1 x_1, ...; sums are doubles, floats where `single` and holds_single.
+    // sums[t][i] += w_0 x_0, then += w_1 x_1, ...; sums are doubles, floats where `single` and holds_single. What `fresh`
+    // sums held before counts as 0 and is not read.
     void (*add)(const void* const* inputs, const double* weights, int64_t clients, const TensorSpec* specs,
-                int64_t tensors, bool single, void* const* sums, int threads) noexcept;
+                int64_t tensors, bool single, bool fresh, void* const* sums, int threads) noexcept;
     // outputs[t][i] = round(sums[t][i] / total)
     void (*finish)(const void* const* sums, double total, const TensorSpec* specs, int64_t tensors, bool single,
                    void* const* outputs, int threads) noexcept;

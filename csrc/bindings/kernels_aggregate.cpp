@@ -162,7 +162,7 @@ bool weighted_mean(const Kernels& self, const py::list& rows, const std::vector<
 }
 
 void add_weighted(const Kernels& self, const py::list& rows, const std::vector<double>& weights, bool single,
-                  const py::list& sums, int threads) {
+                  bool fresh, const py::list& sums, int threads) {
     if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
     if (!PyList_Check(py::handle(rows[0]).ptr())) throw py::type_error("expected a list of lists of arrays");
     const auto model = py::reinterpret_borrow<py::list>(py::handle(rows[0]));
@@ -171,7 +171,7 @@ void add_weighted(const Kernels& self, const py::list& rows, const std::vector<d
     const auto out = sums_of(sums, specs, single);
     py::gil_scoped_release release;
     mean_kernels(self.isa).add(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), specs.data(),
-                               static_cast<int64_t>(specs.size()), single, out.data(), threads);
+                               static_cast<int64_t>(specs.size()), single, fresh, out.data(), threads);
 }
 
 void finish_mean(const Kernels& self, const py::list& sums, double total, bool single, const py::list& outputs,

@@ -38,7 +38,7 @@ def _torch_of(node: Any) -> Any:
 
 def _is_message(node: Any) -> bool:
     """Flower's Array: .npy bytes and what they are."""
-    return isinstance(getattr(node, "data", None), bytes) and isinstance(getattr(node, "stype", None), str)
+    return isinstance(getattr(node, "stype", None), str) and isinstance(getattr(node, "data", None), bytes)
 
 
 def _as_brain(array: Array) -> Array:

@@ -89,9 +89,10 @@ class MeanAccumulator:
         if ints == "skip":
             # The template's integers are part of the result: keep their values, not a view of the caller's arrays.
             self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
-        self._clear()
+        self._allocate()
+        self._forget()
 
-    def _clear(self) -> None:
+    def _allocate(self) -> None:
         chosen = set(self._averaged)
         # One array per tensor: sums, or the running value of an integer tensor under "max" and "first".
         # Reproducible sums are int64 bins (folds, ...) with a uint8 index each.
@@ -108,6 +109,8 @@ class MeanAccumulator:
                 sums = np.zeros(a.shape, _sum_dtype(a.dtype, self._accumulate))
             self._sums.append(sums)
             self._index.append(index)
+
+    def _forget(self) -> None:
         # Sums of weights: floats, or for "reproducible" exact integers (units of 2**-952). With `partial` also per
         # tensor, with the number of updates that had it.
         self._total: float | int = 0
@@ -116,6 +119,17 @@ class MeanAccumulator:
         tensors = len(self._sums) if self._template.partial else 0
         self._totals: list[float | int] = [0] * tensors
         self._counts: list[int] = [0] * tensors
+        # Whether the sums hold rubbish: the first update overwrites them without reading, others clear them first.
+        self._stale = False
+
+    def _settle(self) -> None:
+        """Clear the sums where a reset left that to whoever reads them next."""
+        if self._stale:
+            self._stale = False
+            for sums, index in zip(self._sums, self._index, strict=True):
+                sums.fill(0)
+                if index is not None:
+                    index.fill(len(sums) - 1)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -243,11 +257,16 @@ class MeanAccumulator:
         kernels = backends.kernels()
         sums = [self._sums[t] for t in tensors]
         if self._accumulate == "reproducible":
+            self._settle()
             index = self._indices(tensors)
             for row, w in zip(rows, weights, strict=True):
                 kernels.binned_add(row, w, sums, index, threads)
-        else:
-            kernels.add_weighted(rows, weights, self._accumulate == "float32", sums, threads)
+            return
+        fresh = self._count == 0 and not self._template.partial
+        if not fresh:
+            self._settle()
+        kernels.add_weighted(rows, weights, self._accumulate == "float32", fresh, sums, threads)
+        self._stale = False
 
     def _indices(self, tensors: list[int]) -> list[Array]:
         return [index for t in tensors if (index := self._index[t]) is not None]
@@ -275,6 +294,7 @@ class MeanAccumulator:
             raise StructureMismatch.of("other", None, mine, theirs)
         snapshot = other.copy()
         with self._lock:
+            self._settle()
             if self._accumulate == "reproducible":
                 if self._count + snapshot._count > _policy.MOST_UPDATES:
                     raise ValueError(
@@ -308,9 +328,10 @@ class MeanAccumulator:
         return self
 
     def reset(self) -> None:
-        """Forget every update."""
+        """Forget every update; the memory is kept."""
         with self._lock:
-            self._clear()
+            self._forget()
+            self._stale = True
 
     # ---- result ------------------------------------------------------------------------------------------------
 
@@ -371,6 +392,7 @@ class MeanAccumulator:
         """An independent accumulator in the same state."""
         clone = object.__new__(MeanAccumulator)
         with self._lock:
+            self._settle()
             clone.__dict__.update(self.__dict__)
             clone._sums = [s.copy() for s in self._sums]
             clone._index = [None if i is None else i.copy() for i in self._index]
@@ -389,6 +411,9 @@ class MeanAccumulator:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MeanAccumulator):
             return NotImplemented
+        for one in (self, other):
+            with one._lock:
+                one._settle()
         return (
             self._signature() == other._signature()
             and (self._total, self._count, self._dropped) == (other._total, other._count, other._dropped)
@@ -422,6 +447,7 @@ class MeanAccumulator:
             TypeError: a dict key of the template is no string.
         """
         with self._lock:
+            self._settle()
             meta = self._signature()
             # Version 1 where it can say everything: what reads it goes on reading it.
             plain = self._accumulate == "float64" and not self._template.partial

@@ -103,11 +103,12 @@ class AggregateKernels(Protocol):
         rows: list[list[Array]],
         weights: list[float],
         single: bool,
+        fresh: bool,
         sums: list[Array],
         num_threads: int,
         /,
     ) -> None:
-        """Adds the updates to the sums, one after the other at each coordinate."""
+        """Adds the updates to the sums, one after the other at each coordinate; what `fresh` sums hold is not read."""
         ...
 
     def finish_mean(

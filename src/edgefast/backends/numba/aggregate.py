@@ -106,16 +106,25 @@ def weighted_mean(
     suspicious = False
     for t, target in enumerate(out):
         narrow = single and holds_single(target.dtype)
-        sums = np.zeros(target.size, np.float32 if narrow else np.float64)
-        add_weighted([[row[t]] for row in rows], weights, narrow, [sums], num_threads)
+        sums = np.empty(target.size, np.float32 if narrow else np.float64)
+        add_weighted([[row[t]] for row in rows], weights, narrow, True, [sums], num_threads)
         suspicious = suspicious or not _finite(sums)
         finish_mean([sums], total, narrow, [target], num_threads)
     return suspicious
 
 
 def add_weighted(
-    rows: list[list[Array]], weights: list[float], single: bool, sums: list[Array], num_threads: int, /
+    rows: list[list[Array]],
+    weights: list[float],
+    single: bool,
+    fresh: bool,
+    sums: list[Array],
+    num_threads: int,
+    /,
 ) -> None:
+    if fresh:
+        for total in sums:
+            total.fill(0)
     for row, weight in zip(rows, weights, strict=True):
         for x, total in zip(row, sums, strict=True):
             if single and holds_single(x.dtype):

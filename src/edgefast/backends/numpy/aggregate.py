@@ -71,8 +71,17 @@ def weighted_mean(
 
 
 def add_weighted(
-    rows: list[list[Array]], weights: list[float], single: bool, sums: list[Array], num_threads: int, /
+    rows: list[list[Array]],
+    weights: list[float],
+    single: bool,
+    fresh: bool,
+    sums: list[Array],
+    num_threads: int,
+    /,
 ) -> None:
+    if fresh:
+        for total in sums:
+            total.fill(0)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for row, weight in zip(rows, weights, strict=True):
             for x, total in zip(row, sums, strict=True):
