@@ -345,7 +345,11 @@ def test_updates_that_are_none(backend: str, updates: Any, error: type[Exception
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"accumulate": "float16"}, ValueError, "accumulate: expected one of float64, float32, reproducible, got 'float16'"),
+        (
+            {"accumulate": "float16"},
+            ValueError,
+            "accumulate: expected one of float64, float32, reproducible, got 'float16'",
+        ),
         ({"ints": "mean"}, ValueError, "ints: expected one of round, max, first, skip, error, got 'mean'"),
         ({"nonfinite": True}, ValueError, "nonfinite: expected one of raise, drop, propagate, got True"),
         ({"num_threads": 0}, ValueError, "num_threads: expected a positive integer, got 0"),

@@ -18,12 +18,16 @@ from edgefast.aggregate.checkpoints import CheckpointReader, CheckpointWriter, E
 from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch, UpdateError, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error, weighted_mean
 from edgefast.backends.table import Array
-from edgefast.errors import InputError
 
 __all__ = ["COORDINATEWISE_RULES", "average_checkpoints"]
 
 #: Rules that look at one coordinate at a time and so work tile by tile: option to function of edgefast.aggregate.
-COORDINATEWISE_RULES = {"median": "median", "trimmed": "trimmed_mean", "trimmed_mean": "trimmed_mean", "meamed": "meamed"}
+COORDINATEWISE_RULES = {
+    "median": "median",
+    "trimmed": "trimmed_mean",
+    "trimmed_mean": "trimmed_mean",
+    "meamed": "meamed",
+}
 
 _BUFFER_BYTES = 16 << 20  # all tiles together
 _LEAST_TILE = 4096  # elements
@@ -104,7 +108,9 @@ def average_checkpoints(
         kept = list(range(len(readers)))
         if nonfinite == "drop" and rule == "mean":
             kept = _finite_files(readers, entries, threads)
-        combine = _rule(rule, dict(options or {}), [used[chosen[i]] for i in kept], accumulate, ints, nonfinite, threads)
+        combine = _rule(
+            rule, dict(options or {}), [used[chosen[i]] for i in kept], accumulate, ints, nonfinite, threads
+        )
         readers = [readers[i] for i in kept]
         writer = CheckpointWriter(target, entries, _shared([r.metadata for r in readers]))
         total = sum(e.nbytes for e in entries)

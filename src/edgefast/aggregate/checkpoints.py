@@ -10,6 +10,7 @@ import os
 import secrets
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,20 @@ SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_MOST_EXPANSION = 1100  # deflate's limit is 1032
+#: What zipfile raises over a damaged archive; NotImplementedError and RuntimeError: features numpy never writes.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OSError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +190,12 @@ class CheckpointReader:
                 name = info.filename.removesuffix(".npy")
                 if name in entries:
                     raise self._bad(f"array {name!r} twice")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise self._bad(f"array {name!r}: expected stored or deflated, got method {info.compress_type}")
+                if info.file_size > _MOST_EXPANSION * info.compress_size + 65536:
+                    raise self._bad(
+                        f"array {name!r}: expected fewer than {info.file_size} bytes of {info.compress_size}"
+                    )
                 with self._zip.open(info) as member:
                     dtype, shape, fortran, length = _npy.layout(member.read(_npy.LONGEST_START))
                 if math.prod(shape) * dtype.itemsize != info.file_size - length:
@@ -190,7 +211,7 @@ class CheckpointReader:
                 entries[name] = Entry(name, dtype, shape, offset, fortran, info.filename)
         except InputError:
             raise
-        except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, RuntimeError, EOFError) as error:
+        except _DAMAGE as error:
             raise self._bad(f"not an .npz file ({error})") from None
         return entries
 
@@ -279,7 +300,7 @@ class _Stream:
             self._position += done
         except InputError:
             raise
-        except Exception as error:  # zlib.error, BadZipFile on a wrong checksum, EOFError
+        except _DAMAGE as error:
             raise InputError(f"{self._path}: array {self._name!r}: {error}") from None
 
     def close(self) -> None:

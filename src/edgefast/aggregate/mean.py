@@ -98,7 +98,9 @@ def weighted_mean(
     if count == 0:
         raise ValueError("updates: expected at least one update, got none")
     if accumulate == "reproducible" and count > _policy.MOST_UPDATES:
-        raise ValueError(f"updates: expected at most {_policy.MOST_UPDATES} with accumulate='reproducible', got {count}")
+        raise ValueError(
+            f"updates: expected at most {_policy.MOST_UPDATES} with accumulate='reproducible', got {count}"
+        )
     all_weights = _policy.weights_of(weights, count, accumulate)
     clients = [k for k in range(count) if all_weights[k] > 0]
     template = Template(union(updates) if partial else updates[0], partial=partial)
@@ -119,9 +121,7 @@ def weighted_mean(
                 raise _nobody(template.keys[tensors[0]])
             rows = models if len(tensors) == len(template.arrays) else [[m[t] for t in tensors] for m in models]
             used = [all_weights[clients[i]] for i in members]
-            suspicious |= _mean(
-                [rows[i] for i in members], used, accumulate, [targets[t] for t in tensors], threads
-            )
+            suspicious |= _mean([rows[i] for i in members], used, accumulate, [targets[t] for t in tensors], threads)
         if not suspicious or nonfinite == "propagate":
             break
         # Rare: find out which update it is. Finite inputs can still overflow the sum; then the infinity stands.

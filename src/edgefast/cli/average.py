@@ -65,7 +65,9 @@ def _average(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         rate = (len(args.files) + 1) * written / seconds / 1e9
-        print(f"{args.out}: {args.rule} of {len(args.files)} files, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s")
+        print(
+            f"{args.out}: {args.rule} of {len(args.files)} files, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s"
+        )
     return 0
 
 

@@ -151,8 +151,6 @@ def binned_mean(
     return flagged
 
 
-def binned_add(
-    update: list[Array], weight: float, bins: list[Array], index: list[Array], num_threads: int, /
-) -> None:
+def binned_add(update: list[Array], weight: float, bins: list[Array], index: list[Array], num_threads: int, /) -> None:
     for x, b, e in zip(update, bins, index, strict=True):
         _binned(_readable(x), weight, b.reshape(len(b), -1), e.reshape(-1))

@@ -91,9 +91,7 @@ def add_weighted(
                     total[tile] += widen(x[tile], kind) * kind(weight)
 
 
-def finish_mean(
-    sums: list[Array], total: float, single: bool, out: list[Array], num_threads: int, /
-) -> None:
+def finish_mean(sums: list[Array], total: float, single: bool, out: list[Array], num_threads: int, /) -> None:
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for s, target in zip(sums, out, strict=True):
             s, target = s.reshape(-1), target.reshape(-1)

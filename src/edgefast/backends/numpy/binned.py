@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -118,9 +116,7 @@ def binned_mean(
     return flagged
 
 
-def binned_add(
-    update: list[Array], weight: float, bins: list[Array], index: list[Array], num_threads: int, /
-) -> None:
+def binned_add(update: list[Array], weight: float, bins: list[Array], index: list[Array], num_threads: int, /) -> None:
     with np.errstate(all="ignore"):
         for x, b, e in zip(update, bins, index, strict=True):
             x, b, e = x.reshape(-1), b.reshape(len(b), -1), e.reshape(-1)
@@ -155,5 +151,3 @@ def binned_finish(bins: list[Array], index: list[Array], total: float, out: list
             b, e, target = b.reshape(len(b), -1), e.reshape(-1), target.reshape(-1)
             for tile in tiles(target.size, TILE):
                 round_into(target[tile], _value(b[:, tile], e[tile].astype(np.int64)) / total)
-
-

@@ -22,7 +22,8 @@ def tiles(size: int, step: int = TILE) -> Iterator[slice]:
 def widen(x: Array, dtype: type[np.floating] = np.float64) -> Array:
     """x as float64 (or float32), exactly where the dtype allows."""
     if x.dtype == BF16:
-        return (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(dtype, copy=False)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(dtype, copy=False)
     return x.astype(dtype)
 
 
