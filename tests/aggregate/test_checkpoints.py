@@ -251,14 +251,14 @@ def test_arguments_that_do_not_fit(files: list[Path], tmp_path: Path) -> None:
         average_checkpoints(files, [0, 0, 0], out=out)
     with pytest.raises(InputError, match=r"expected a name that ends in .safetensors or .npz"):
         average_checkpoints(files, out=tmp_path / "o.pt")
-    with pytest.raises(InputError, match="tensor 'brain' is bfloat16, which .npz does not have"):
+    with pytest.raises(InputError, match=r"tensor 'brain' is bfloat16, which .npz does not have"):
         average_checkpoints(files, out=tmp_path / "o.npz")
     with pytest.raises(OSError, match="No such file"):
         average_checkpoints(files, out=tmp_path / "no" / "o.safetensors")
     with pytest.raises(OSError, match="No such file"):
         average_checkpoints([tmp_path / "absent.safetensors"], out=out)
     np.savez(tmp_path / "c.npz", a=np.array(["text"]))
-    with pytest.raises(DtypeMismatch, match="key 'a': expected one of float16.*, got <U4"):
+    with pytest.raises(DtypeMismatch, match=r"key 'a': expected one of float16.*, got <U4"):
         average_checkpoints([tmp_path / "c.npz"], out=out)
 
 
@@ -309,7 +309,7 @@ def test_npz_members_that_are_no_arrays(tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("a.npy", b"not an array")
-    with pytest.raises(InputError, match="not an .npz file"):
+    with pytest.raises(InputError, match=r"not an .npz file"):
         map_checkpoint(path)
     np.savez(path, a=np.array([{}], dtype=object))
     with pytest.raises(InputError, match="never unpickled"):
@@ -318,7 +318,7 @@ def test_npz_members_that_are_no_arrays(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 255
     path.write_bytes(data)
-    with pytest.raises(InputError, match="bad.npz"):
+    with pytest.raises(InputError, match=r"bad\.npz"):
         map_checkpoint(path)
 
 
@@ -351,10 +351,15 @@ def test_a_file_that_shrinks_while_it_is_read(files: list[Path], tmp_path: Path)
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     entry = Entry("a", np.dtype("f4"), (2,), None)
-    with pytest.raises(KeyboardInterrupt), CheckpointWriter(tmp_path / "o.safetensors", [entry]).open() as writer:
-        with writer.tensor(entry) as file:
-            file.write(b"\0" * 4)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with CheckpointWriter(tmp_path / "o.safetensors", [entry]).open() as writer:
+            with writer.tensor(entry) as file:
+                file.write(b"\0" * 4)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not list(tmp_path.iterdir())
 
 

@@ -387,7 +387,7 @@ def test_partial_keys_have_denominators_of_their_own(backend: str, accumulate: A
     template = found
     acc = MeanAccumulator(template, partial=True, accumulate=accumulate)
     acc.add(updates[0], 1)
-    with pytest.raises(ZeroWeightError, match="key 'deep.y': expected at least one update of weight above 0"):
+    with pytest.raises(ZeroWeightError, match=r"key 'deep.y': expected at least one update of weight above 0"):
         acc.result()
     other = MeanAccumulator(template, partial=True, accumulate=accumulate)
     other.add_many(updates[1:], [3, 2])

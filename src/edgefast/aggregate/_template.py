@@ -236,7 +236,7 @@ class Template:
         return targets, copies
 
 
-def union(updates: Sequence[Any]) -> Any:
+def union(updates: Any) -> Any:
     """An example with every dict key of any update, in the order of first appearance."""
     nodes = [_opened(u) for u in updates]
     first = nodes[0]

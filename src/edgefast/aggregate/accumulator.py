@@ -616,7 +616,7 @@ def _from_number(text: Any, accumulate: str) -> float | int:
 
 
 def _check_bins(bins: Array, index: Array, count: int) -> None:
-    """Refuses what no sequence of additions leaves behind: later sums could overflow, or read bins that do not exist."""
+    """Refuses what no additions leave behind: later sums could overflow, or read bins that do not exist."""
     if count > _policy.MOST_UPDATES:
         raise ValueError(f"{count} updates")
     flagged = index >= _FLAGS

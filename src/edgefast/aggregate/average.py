@@ -126,7 +126,7 @@ def average_checkpoints(
                                 f"rule: expected {rows[0].shape} {dtype_name(entry.dtype)}, "
                                 f"got {mean.shape} {dtype_name(mean.dtype)}"
                             )
-                        file.write(memoryview(mean.view(np.uint8)))
+                        file.write(mean.view(np.uint8).data)
                         done += mean.nbytes
                         if progress is not None:
                             progress(done, total)

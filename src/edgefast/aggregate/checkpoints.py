@@ -226,7 +226,7 @@ class CheckpointReader:
             InputError: the file ends early, or a compressed member is damaged.
         """
         entry = self.entries[name]
-        target = memoryview(out.view(np.uint8).reshape(-1)) if out.size else memoryview(b"")
+        target = out.view(np.uint8).reshape(-1).data if out.size else memoryview(b"")
         if entry.fortran and len(entry.shape) > 1:
             raise self._bad(f"array {name!r}: Fortran order cannot be read piece by piece")
         if entry.offset is None:
@@ -262,7 +262,7 @@ class CheckpointReader:
             if entry.offset is None or entry.size == 0:
                 flat = np.empty(entry.size, entry.dtype)
                 if entry.size:
-                    self._stream(entry).read(0, memoryview(flat.view(np.uint8)))
+                    self._stream(entry).read(0, flat.view(np.uint8).data)
             else:
                 flat = np.frombuffer(whole, entry.dtype, entry.size, entry.offset)
             arrays[name] = flat.reshape(entry.shape, order=order)
