@@ -156,7 +156,7 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
             const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
             const auto step = [&](int c) __attribute__((always_inline)) {
                 const T* p = static_cast<const T*>(inputs[(k + c) * stride]) + offset + i;
-                const V w = V{} + weights[k + c];
+                const V w = broadcast<V>(weights[k + c]);
                 if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
                 for (int g = 0; g < kGroup; ++g) {
                     const V t = Element<T>::read(p + g * kLanes) * w;
@@ -185,7 +185,7 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
         }
         for (int64_t k = 0; k < clients; ++k) {
             const T* p = static_cast<const T*>(inputs[k * stride]) + offset + i;
-            const V w = V{} + weights[k];
+            const V w = broadcast<V>(weights[k]);
             for (int g = 0; g < kGroup; ++g) {
                 V t = Element<T>::read(p + g * kLanes) * w;
                 for (int f = 0; f < F; ++f) {

@@ -98,23 +98,26 @@ static typename R::Mask block(const T* const* x, const double* w, int count, int
     typename R::Mask bad = {};
     const Sum divisor = static_cast<Sum>(total);
     int64_t i = 0;
-    // Four registers at a time hide the latency of the chain of additions; without unrolling they would be memory.
-    constexpr int kStep = 4 * R::lanes;
+    // Two lines of every client at a time: enough registers to hide the latency of the chain of additions, and the
+    // fastest of 64, 128 and 256 bytes. Without unrolling the sums would be memory.
+    constexpr int kLines = 128 / static_cast<int>(sizeof(T) * R::lanes);
+    constexpr int kVectors = kLines < 2 ? 2 : kLines > 8 ? 8 : kLines;
+    constexpr int kStep = kVectors * R::lanes;
     for (; i + kStep <= n; i += kStep) {
-        Vec sum[4] = {};
+        Vec sum[kVectors] = {};
         if (!First) {
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) sum[v] = load_as<Vec>(sums + i + v * R::lanes);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v] = load_as<Vec>(sums + i + v * R::lanes);
         }
         const auto step = [&](int c) __attribute__((always_inline)) {
             const T* p = x[c] + i;
-            const Vec weight = Vec{} + static_cast<Sum>(w[c]);
+            const Vec weight = broadcast<Vec>(static_cast<Sum>(w[c]));
             if (ahead) {
                 __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
                 __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + 64, 0, 2);
             }
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
         };
         if constexpr (is_floating(dtype_of<T>())) {
             EF_EACH_OF(count, step)
@@ -122,23 +125,23 @@ static typename R::Mask block(const T* const* x, const double* w, int count, int
             for (int c = 0; c < count; ++c) step(c);
         }
         if (!Last) {
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) store_as(sums + i + v * R::lanes, sum[v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) store_as(sums + i + v * R::lanes, sum[v]);
             continue;
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
             bad |= R::not_finite(sum[v]);
             sum[v] /= divisor;
         }
         if (streaming) {
             T rounded[kStep];
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) R::write(rounded + v * R::lanes, sum[v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) R::write(rounded + v * R::lanes, sum[v]);
             stream(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
         } else {
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) R::write(out + i + v * R::lanes, sum[v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) R::write(out + i + v * R::lanes, sum[v]);
         }
     }
     for (; i < n; ++i) {

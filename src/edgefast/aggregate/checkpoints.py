@@ -105,7 +105,7 @@ class CheckpointReader:
     metadata: dict[str, str]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._streams: dict[str, _Stream] = {}
         self._file = open(self.path, "rb")  # noqa: SIM115 - closed by close()
         try:
