@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "aggregate/mean.hpp"
+#include "bindings/arrays.hpp"
 #include "bindings/kernels.hpp"
 
 namespace py = pybind11;
@@ -196,6 +197,22 @@ std::vector<int64_t> overlapping(const Kernels&, const py::list& targets_list, c
 }
 
 }  // namespace
+
+std::vector<TensorSpec> model_specs(const py::list& model) { return specs_of(model); }
+
+std::vector<const void*> model_inputs(const py::list& rows, const py::list& model, const std::vector<TensorSpec>& specs) {
+    std::vector<const void*> inputs;
+    inputs.reserve(rows.size() * specs.size());
+    for (py::handle row : rows) {
+        if (!PyList_Check(row.ptr())) throw py::type_error("expected a list of lists of arrays");
+        pointers(py::reinterpret_borrow<py::list>(row), model, specs, inputs);
+    }
+    return inputs;
+}
+
+std::vector<void*> model_targets(const py::list& arrays, const std::vector<TensorSpec>& specs) {
+    return targets(arrays, specs);
+}
 
 void register_aggregate(KernelsClass& kernels) {
     kernels.def("weighted_mean", &weighted_mean);

@@ -1,0 +1,180 @@
+#include "aggregate/order.hpp"
+
+#include <cstdint>
+#include <new>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "aggregate/network.hpp"
+#include "common/dispatch.hpp"
+#include "common/half.hpp"
+#include "common/parallel.hpp"
+#include "common/scratch.hpp"
+
+#define EF_BODY "aggregate/order-inl.hpp"
+#include "common/foreach_isa.hpp"
+
+namespace ef {
+
+namespace {
+
+const OrderKernels* const kTables[kIsaCount] = EF_PER_ISA(kOrderTable);
+
+constexpr int64_t kMostVectorBytes = 64;
+constexpr int64_t kChunk = 1 << 15;  // coordinates handed to a thread at a time
+
+// Chunks never cross tensors.
+int64_t chunks_of(const TensorSpec* specs, int64_t tensors) {
+    int64_t chunks = 0;
+    for (int64_t t = 0; t < tensors; ++t) chunks += (specs[t].size + kChunk - 1) / kChunk;
+    return chunks;
+}
+
+struct Walk {
+    const TensorSpec* specs;
+    int64_t tensors;
+    int64_t chunks;
+    int64_t next = 0;
+
+    // body(t, offset, n) for runs of at most `tile` coordinates, chunk after chunk until none is left.
+    template <class Body>
+    void work(int64_t tile, Body&& body) {
+        int64_t t = 0, before = 0;
+        for (int64_t c; (c = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < chunks;) {
+            for (;; ++t) {
+                const int64_t mine = (specs[t].size + kChunk - 1) / kChunk;
+                if (c < before + mine) break;
+                before += mine;
+            }
+            const int64_t begin = (c - before) * kChunk;
+            const int64_t end = specs[t].size - begin < kChunk ? specs[t].size : begin + kChunk;
+            for (int64_t o = begin; o < end; o += tile) body(t, o, end - o < tile ? end - o : tile);
+        }
+    }
+};
+
+int64_t coordinates(const TensorSpec* specs, int64_t tensors) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < tensors; ++t) total += specs[t].size;
+    return total;
+}
+
+}  // namespace
+
+const OrderKernels& order_kernels(Isa isa) noexcept { return *kTables[static_cast<int>(isa)]; }
+
+int64_t item_size(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f64:
+        case DType::i64:
+        case DType::u64:
+            return 8;
+        case DType::f32:
+        case DType::i32:
+        case DType::u32:
+            return 4;
+        case DType::i8:
+        case DType::u8:
+        case DType::boolean:
+            return 1;
+        default:
+            return 2;
+    }
+}
+
+int64_t image_size(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f64:
+        case DType::i64:
+        case DType::u64:
+        case DType::u32:
+            return 8;
+        case DType::f16:
+            return 2;
+        default:
+            return 4;
+    }
+}
+
+int64_t order_scratch(int64_t clients) noexcept {
+    // A column of up to 32 lanes as doubles, and the staged columns: at least four.
+    const int64_t stage = clients * kMostVectorBytes * 4;
+    return clients * (kMostVectorBytes / 2) * 8 + (stage > (1 << 18) ? stage : (1 << 18));
+}
+
+int64_t sorting_network(int64_t clients, int64_t low, int64_t high, Comparator* out) noexcept {
+    int64_t length = 0;
+    batcher(clients, [&](int64_t i, int64_t j) {
+        if (out) out[length] = {static_cast<uint16_t>(i), static_cast<uint16_t>(j)};
+        ++length;
+    });
+    if (!out || (low == 0 && high == clients)) return length;
+    // Backwards: a comparator is needed when one of its wires is read later on.
+    bool* const needed = new (std::nothrow) bool[static_cast<size_t>(clients)];
+    if (!needed) return length;
+    for (int64_t k = 0; k < clients; ++k) needed[k] = k >= low && k < high;
+    int64_t kept = length;
+    for (int64_t c = length; c-- > 0;) {
+        if (!needed[out[c].low] && !needed[out[c].high]) continue;
+        needed[out[c].low] = needed[out[c].high] = true;
+        out[--kept] = out[c];
+    }
+    for (int64_t c = kept; c < length; ++c) out[c - kept] = out[c];
+    delete[] needed;
+    return length - kept;
+}
+
+RunStatus order_run(Isa isa, OrderJob job, void* const* outputs, int threads) noexcept {
+    const OrderKernels& kernels = order_kernels(isa);
+    const MeanKernels& means = mean_kernels(isa);
+    const int64_t most = sorting_network(job.clients, 0, job.clients, nullptr);
+    Comparator* const program = new (std::nothrow) Comparator[static_cast<size_t>(most > 0 ? most : 1)];
+    if (!program) return RunStatus::no_memory;
+    const bool all = job.rule != OrderRule::ranks || job.nan == NanPolicy::propagate;
+    job.program_length = sorting_network(job.clients, all ? 0 : job.low, all ? job.clients : job.high, program);
+    job.program = program;
+    const int useful = threads_for(coordinates(job.specs, job.tensors) * job.clients, int64_t(1) << 17, threads);
+    Scratch scratch(useful, static_cast<size_t>(order_scratch(job.clients)));
+    bool bad = false;
+    if (scratch.ok()) {
+        Walk walk = {job.specs, job.tensors, chunks_of(job.specs, job.tensors)};
+        parallel_for(useful, useful, [&](int64_t thread) {
+            bool found = false;
+            double values[kOrderTile];
+            walk.work(kOrderTile, [&](int64_t t, int64_t offset, int64_t n) {
+                const TensorSpec spec = {job.specs[t].dtype, n};
+                char* const target = static_cast<char*>(outputs[t]) + offset * item_size(spec.dtype);
+                if (spec.dtype == DType::f32 && reinterpret_cast<uintptr_t>(target) % sizeof(float) == 0) {
+                    found |= kernels.tile_f32(job, t, offset, n, scratch.of(thread), reinterpret_cast<float*>(target));
+                    return;
+                }
+                found |= kernels.tile(job, t, offset, n, scratch.of(thread), values);
+                const double* const sums = values;
+                void* const out = target;
+                means.finish(&sums, 1.0, &spec, 1, &out, 1);
+            });
+            if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
+        });
+    }
+    delete[] program;
+    if (!scratch.ok()) return RunStatus::no_memory;
+    return bad ? RunStatus::suspicious : RunStatus::fine;
+}
+
+void trim_push(Isa isa, const void* const* rows, bool from_images, const TensorSpec* specs, int64_t tensors,
+               void* const* low, void* const* high, double* const* sums, int64_t trim, int stage, int threads) noexcept {
+    const OrderKernels& kernels = order_kernels(isa);
+    const int useful = threads_for(coordinates(specs, tensors) * (4 + 2 * trim), int64_t(1) << 18, threads);
+    Walk walk = {specs, tensors, chunks_of(specs, tensors)};
+    parallel_for(useful, useful, [&](int64_t) {
+        walk.work(kChunk, [&](int64_t t, int64_t offset, int64_t n) {
+            kernels.push(rows[t], from_images, specs[t].dtype, low[t], high[t], sums[t], trim, specs[t].size, offset, n,
+                         stage);
+        });
+    });
+}
+
+}  // namespace ef
