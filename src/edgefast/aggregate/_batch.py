@@ -154,12 +154,15 @@ class Batch:
         for w in weights:
             total += w
         rows = [self.rows[i] for i in members]
-        backends.kernels().weighted_mean(rows, weights, total, self.numbers([targets])[0], self.threads)
+        numbers = self.numbers([targets])[0]
+        if len(rows) == 1:  # bit for bit, the sign of zeros included
+            for source, target in zip(rows[0], numbers, strict=True):
+                np.copyto(target, source)
+        else:
+            backends.kernels().weighted_mean(rows, weights, total, numbers, self.threads)
         return self.deliver(targets, copies, members, out)
 
-    def deliver(
-        self, targets: list[Array], copies: list[tuple[Array, Array]], members: list[int], out: Any
-    ) -> Any:
+    def deliver(self, targets: list[Array], copies: list[tuple[Array, Array]], members: list[int], out: Any) -> Any:
         """Integer tensors by their policy, from the updates at `members`; then the result in its containers."""
         self.fill_integers(targets, members)
         for source, target in copies:
@@ -173,7 +176,9 @@ class Batch:
             else:
                 np.copyto(targets[t], self.template.arrays[t] if self.ints == "skip" else self.models[members[0]][t])
 
-    def mixtures(self, members: list[list[int]], weights: list[list[float]], totals: list[float], out: Any) -> list[Any]:
+    def mixtures(
+        self, members: list[list[int]], weights: list[list[float]], totals: list[float], out: Any
+    ) -> list[Any]:
         """One mean per list of members, all from one pass over the updates; `out` is a sequence of containers."""
         if out is not None and (not isinstance(out, (list, tuple)) or len(out) != len(members)):
             got = f"{len(out)}" if isinstance(out, (list, tuple)) else f"a {type(out).__name__}"

@@ -69,9 +69,7 @@ def median(
         >>> median([np.array([1.0, 5.0]), np.array([2.0, -7.0]), np.array([1e30, 6.0])])
         array([2., 5.])
     """
-    batch = Batch(
-        updates, "median", ints=ints, nonfinite=nonfinite, num_threads=num_threads, policies=ORDER_NONFINITE
-    )
+    batch = Batch(updates, "median", ints=ints, nonfinite=nonfinite, num_threads=num_threads, policies=ORDER_NONFINITE)
     return _coordinatewise(batch, out, RANKS, lambda: None, lambda n: ((n - 1) // 2, n // 2 + 1))
 
 
@@ -166,9 +164,7 @@ def meamed(
         array([2.5])
     """
     f = check_count(f, "f")
-    batch = Batch(
-        updates, "meamed", ints=ints, nonfinite=nonfinite, num_threads=num_threads, policies=ORDER_NONFINITE
-    )
+    batch = Batch(updates, "meamed", ints=ints, nonfinite=nonfinite, num_threads=num_threads, policies=ORDER_NONFINITE)
     return _coordinatewise(
         batch, out, NEAR_MEDIAN, lambda: batch.need(2 * f + 1, f"2f < K with f={f}"), lambda n: (0, n - f)
     )

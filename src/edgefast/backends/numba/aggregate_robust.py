@@ -68,9 +68,7 @@ def order_mean(
     return plain.order_mean(rows, rule, low, high, nan, out, num_threads, sort=_sort)
 
 
-def pair_sums(
-    rows: list[list[Array]], distances: Array | None, products: Array | None, num_threads: int, /
-) -> None:
+def pair_sums(rows: list[list[Array]], distances: Array | None, products: Array | None, num_threads: int, /) -> None:
     plain.pair_sums(rows, distances, products, num_threads, triangle=_pairs)
 
 

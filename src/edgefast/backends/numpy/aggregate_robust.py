@@ -40,9 +40,7 @@ def mean_of_ranks(column: Array, low: int, high: int) -> Array:
             total += column[k] * scale
         return total
 
-    return _finish(
-        add(1.0), high - low, column[low], column[high - 1], lambda: add(2.0**-32) / (high - low) * 2.0**32
-    )
+    return _finish(add(1.0), high - low, column[low], column[high - 1], lambda: add(2.0**-32) / (high - low) * 2.0**32)
 
 
 def _mean_near_median(column: Array, keep: int) -> Array:
