@@ -10,49 +10,68 @@ typedef vf64 V;
 constexpr int kLanes = kLanesF64;
 constexpr int kSumLanes = 8;               // lanes of the specified order
 constexpr int kParts = kSumLanes / kLanes;  // vectors that hold them
-constexpr int kColumns = EF_VECTOR_BYTES == 64 ? 4 : 2;  // of a block of pairs: its sums stay in registers
+// A block of pairs: its sums stay in registers.
+constexpr int kRows = EF_VECTOR_BYTES == 64 ? 4 : 3;
+constexpr int kColumns = EF_VECTOR_BYTES == 64 ? 4 : 3;
 
 EF_INLINE double reduce(const double* l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
 
-// Sums over rows i, ..., i + 3 against j, ..., j + kColumns - 1.
-template <bool Difference>
-static void block(const double* a, const double* b, int64_t n, double* out) {
-    double sums[4 * kColumns][kSumLanes];
+// Sums of rows a, ... (R of them) against rows b, ... (C), added to out (row length `stride`). With Diagonal a is b and
+// R is C, and only the upper triangle is formed.
+template <bool Difference, int R, int C, bool Diagonal>
+static void block(const double* a, const double* b, int64_t n, double* out, int64_t stride) {
+    double sums[R * C][kSumLanes];
     for (int part = 0; part < kParts; ++part) {
-        V acc[4 * kColumns] = {};
+        V acc[R * C] = {};
         for (int64_t p = part * kLanes; p < n; p += kSumLanes) {
-            V y[kColumns];
+            V y[C];
 #pragma GCC unroll 4
-            for (int c = 0; c < kColumns; ++c) y[c] = load_as<V>(b + c * kSegment + p);
+            for (int c = 0; c < C; ++c) y[c] = load_as<V>(b + c * kSegment + p);
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
-                const V x = load_as<V>(a + r * kSegment + p);
+            for (int r = 0; r < R; ++r) {
+                const V x = Diagonal ? y[r] : load_as<V>(a + r * kSegment + p);
 #pragma GCC unroll 4
-                for (int c = 0; c < kColumns; ++c) {
+                for (int c = Diagonal ? r : 0; c < C; ++c) {
                     if constexpr (Difference) {
                         const V d = x - y[c];
-                        acc[r * kColumns + c] += d * d;
+                        acc[r * C + c] += d * d;
                     } else {
-                        acc[r * kColumns + c] += x * y[c];
+                        acc[r * C + c] += x * y[c];
                     }
                 }
             }
         }
-        for (int s = 0; s < 4 * kColumns; ++s) store_as(&sums[s][part * kLanes], acc[s]);
+#pragma GCC unroll 16
+        for (int s = 0; s < R * C; ++s) store_as(&sums[s][part * kLanes], acc[s]);
     }
-    for (int s = 0; s < 4 * kColumns; ++s) out[s] = reduce(sums[s]);
+    for (int r = 0; r < R; ++r)
+        for (int c = Diagonal ? r : 0; c < C; ++c) out[r * stride + c] += reduce(sums[r * C + c]);
+}
+
+template <bool Difference, int R, int C>
+static void block_of(int64_t columns, const double* a, const double* b, int64_t n, double* out, int64_t stride) {
+    if constexpr (C > 1) {
+        if (columns < C) return block_of<Difference, R, C - 1>(columns, a, b, n, out, stride);
+    }
+    block<Difference, R, C, false>(a, b, n, out, stride);
+}
+
+// Rows i, ..., i + R - 1 against themselves and all that follow.
+template <bool Difference, int R>
+static void strip(int64_t rows, const double* a, int64_t after, int64_t n, double* out, int64_t stride) {
+    if constexpr (R > 1) {
+        if (rows < R) return strip<Difference, R - 1>(rows, a, after, n, out, stride);
+    }
+    block<Difference, R, R, true>(a, a, n, out, stride);
+    for (int64_t j = R; j < R + after; j += kColumns)
+        block_of<Difference, R, kColumns>(R + after - j, a, a + j * kSegment, n, out + j, stride);
 }
 
 template <bool Difference>
 static void triangle(const double* rows, int64_t clients, int64_t n, double* out) {
-    double found[4 * kColumns];
-    for (int64_t i = 0; i < clients; i += 4) {
-        for (int64_t j = i; j < clients; j += kColumns) {
-            block<Difference>(rows + i * kSegment, rows + j * kSegment, n, found);
-            for (int64_t r = 0; r < 4; ++r)
-                for (int64_t c = 0; c < kColumns; ++c)
-                    if (i + r <= j + c && j + c < clients) out[(i + r) * clients + j + c] += found[r * kColumns + c];
-        }
+    for (int64_t i = 0; i < clients; i += kRows) {
+        const int64_t here = clients - i < kRows ? clients - i : kRows;
+        strip<Difference, kRows>(here, rows + i * kSegment, clients - i - here, n, out + i * clients + i, clients);
     }
 }
 
@@ -61,31 +80,40 @@ static void pairs(const double* rows, int64_t clients, int64_t n, double* distan
     if (products) triangle<false>(rows, clients, n, products);
 }
 
-static void subtract(double* rows, int64_t clients, const double* center, int64_t n) noexcept {
-    for (int64_t k = 0; k < clients; ++k) {
-        double* const row = rows + k * kSegment;
-        for (int64_t p = 0; p < n; p += kLanes) store_as(row + p, load_as<V>(row + p) - load_as<V>(center + p));
+static void widen_f32(const void* x, const double* center, double* row) noexcept {
+    const char* const bytes = static_cast<const char*>(x);
+    for (int64_t p = 0; p < kSegment; p += kLanes) {
+#if defined(EF_TARGET_AVX512)
+        V v = (V)_mm512_cvtps_pd((__m256)load_as<vf32_half>(bytes + p * 4));
+#elif defined(EF_TARGET_AVX2)
+        V v = (V)_mm256_cvtps_pd((__m128)load_as<vf32_half>(bytes + p * 4));
+#else
+        V v = __builtin_convertvector(load_as<vf32_half>(bytes + p * 4), V);
+#endif
+        if (center) v -= load_as<V>(center + p);
+        store_as(row + p, v);
     }
 }
 
-static void squares(const double* rows, int64_t clients, int64_t n, double* sums) noexcept {
-    for (int64_t k = 0; k < clients; ++k) {
-        const double* const row = rows + k * kSegment;
-        V acc[kParts] = {};
-        for (int64_t p = 0; p < n; p += kSumLanes)
-            for (int part = 0; part < kParts; ++part) {
-                const V x = load_as<V>(row + p + part * kLanes);
-                acc[part] += x * x;
-            }
-        double lanes[kSumLanes];
-        for (int part = 0; part < kParts; ++part) store_as(lanes + part * kLanes, acc[part]);
-        sums[k] += reduce(lanes);
-    }
+static void subtract(double* row, const double* center, int64_t n) noexcept {
+    for (int64_t p = 0; p < n; p += kLanes) store_as(row + p, load_as<V>(row + p) - load_as<V>(center + p));
+}
+
+static void squares(const double* row, int64_t n, double* sum) noexcept {
+    V acc[kParts] = {};
+    for (int64_t p = 0; p < n; p += kSumLanes)
+        for (int part = 0; part < kParts; ++part) {
+            const V x = load_as<V>(row + p + part * kLanes);
+            acc[part] += x * x;
+        }
+    double lanes[kSumLanes];
+    for (int part = 0; part < kParts; ++part) store_as(lanes + part * kLanes, acc[part]);
+    *sum += reduce(lanes);
 }
 
 }  // namespace gram
 
-static const ef::GramKernels kGram = {gram::pairs, gram::subtract, gram::squares};
+static const ef::GramKernels kGram = {gram::pairs, gram::widen_f32, gram::subtract, gram::squares};
 static const ef::GramKernels* const kGramTable = &kGram;
 
 }  // namespace EF_ISA

@@ -75,15 +75,23 @@ bool sum_chunks(const TensorSpec* specs, int64_t tensors, int64_t width, int thr
     return true;
 }
 
-// Coordinates [offset, offset + n) of every update as doubles, the row padded with zeros to a multiple of 8.
-void widen(const MeanKernels& means, const void* const* inputs, int64_t clients, int64_t tensors, int64_t t, DType dtype,
-           int64_t offset, int64_t n, double* rows) {
+// Coordinates [offset, offset + n) of every update as doubles, minus center where there is one, the row padded with
+// zeros to a multiple of 8.
+void widen(Isa isa, const void* const* inputs, int64_t clients, int64_t tensors, int64_t t, DType dtype, int64_t offset,
+           int64_t n, const double* center, double* rows) {
     const TensorSpec spec = {dtype, n};
+    const GramKernels& kernels = gram_kernels(isa);
+    const int64_t n8 = (n + 7) / 8 * 8;
     for (int64_t k = 0; k < clients; ++k) {
         double* const row = rows + k * kSegment;
-        std::memset(row, 0, static_cast<size_t>((n + 7) / 8 * 8) * sizeof(double));
         const void* const x = static_cast<const char*>(inputs[k * tensors + t]) + offset * item_size(dtype);
-        means.add(&x, 1.0, &spec, 1, &row, 1);
+        if (n == kSegment && dtype == DType::f32) {
+            kernels.widen_f32(x, center, row);
+            continue;
+        }
+        std::memset(row, 0, static_cast<size_t>(n8) * sizeof(double));
+        mean_kernels(isa).add(&x, 1.0, &spec, 1, &row, 1);
+        if (center) kernels.subtract(row, center, n8);
     }
 }
 
@@ -93,39 +101,34 @@ const GramKernels& gram_kernels(Isa isa) noexcept { return *kTables[static_cast<
 
 bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const TensorSpec* specs, int64_t tensors,
                double* distances, double* products, int threads) noexcept {
-    const MeanKernels& means = mean_kernels(isa);
     const GramKernels& kernels = gram_kernels(isa);
     const OrderKernels& orders = order_kernels(isa);
-    const int64_t square = clients * clients, padded = (clients + 3) / 4 * 4;
+    const int64_t square = clients * clients;
     const int64_t width = square * ((distances ? 1 : 0) + (products ? 1 : 0));
     const int useful = threads_for(total_size(specs, tensors) * clients * (clients + 8), int64_t(1) << 20, threads);
-    const int64_t row_bytes = padded * kSegment * int64_t{sizeof(double)};
+    const int64_t row_bytes = clients * kSegment * int64_t{sizeof(double)};
     Scratch scratch(useful, static_cast<size_t>(row_bytes + (products ? order_scratch(clients) : 0)));
-    Comparator* program = nullptr;
     OrderJob median = {inputs, clients, specs, tensors, OrderRule::ranks, (clients - 1) / 2, clients / 2 + 1,
-                       NanPolicy::finite, nullptr, 0};
-    if (products) {
-        const int64_t most = sorting_network(clients, 0, clients, nullptr);
-        program = new (std::nothrow) Comparator[static_cast<size_t>(most > 0 ? most : 1)];
-        if (program) median.program_length = sorting_network(clients, median.low, median.high, program);
-        median.program = program;
-    }
+                       NanPolicy::finite, nullptr, nullptr};
+    const OrderProgram program(clients, median.low, median.high);
+    program.give(median);
     double* const total = new (std::nothrow) double[static_cast<size_t>(width)]();
-    bool fine = scratch.ok() && total && (program || !products);
+    bool fine = scratch.ok() && total && program.ok();
     if (fine) {
-        for (int thread = 0; thread < useful; ++thread)  // rows past the last client stay zero
-            std::memset(scratch.of(thread), 0, static_cast<size_t>(row_bytes));
         fine = sum_chunks(specs, tensors, width, useful, total, [&](Place p, int64_t thread, double* partial) {
             double* const rows = reinterpret_cast<double*>(scratch.of(thread));
             char* const rest = scratch.of(thread) + row_bytes;
             for (int64_t o = p.begin; o < p.end; o += kSegment) {
                 const int64_t n = p.end - o < kSegment ? p.end - o : kSegment, n8 = (n + 7) / 8 * 8;
-                widen(means, inputs, clients, tensors, p.tensor, specs[p.tensor].dtype, o, n, rows);
-                if (distances) kernels.pairs(rows, clients, n8, partial, nullptr);
+                const DType dtype = specs[p.tensor].dtype;
+                if (distances) {
+                    widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, nullptr, rows);
+                    kernels.pairs(rows, clients, n8, partial, nullptr);
+                }
                 if (products) {
-                    double center[kSegment] = {};
+                    alignas(64) double center[kSegment] = {};
                     orders.tile(median, p.tensor, o, n, rest, center);
-                    kernels.subtract(rows, clients, center, n8);
+                    widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, center, rows);
                     kernels.pairs(rows, clients, n8, nullptr, partial + (distances ? square : 0));
                 }
             }
@@ -142,13 +145,11 @@ bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const Tensor
         }
     }
     delete[] total;
-    delete[] program;
     return fine;
 }
 
 bool square_norms(Isa isa, const void* const* inputs, int64_t clients, const void* const* center,
                   const TensorSpec* specs, int64_t tensors, double* sums, int threads) noexcept {
-    const MeanKernels& means = mean_kernels(isa);
     const GramKernels& kernels = gram_kernels(isa);
     const int useful = threads_for(total_size(specs, tensors) * clients, int64_t(1) << 18, threads);
     Scratch scratch(useful, static_cast<size_t>(2 * kSegment) * sizeof(double));
@@ -160,11 +161,10 @@ bool square_norms(Isa isa, const void* const* inputs, int64_t clients, const voi
         const DType dtype = specs[p.tensor].dtype;
         for (int64_t o = p.begin; o < p.end; o += kSegment) {
             const int64_t n = p.end - o < kSegment ? p.end - o : kSegment, n8 = (n + 7) / 8 * 8;
-            if (center) widen(means, center, 1, tensors, p.tensor, dtype, o, n, middle);
+            if (center) widen(isa, center, 1, tensors, p.tensor, dtype, o, n, nullptr, middle);
             for (int64_t k = 0; k < clients; ++k) {
-                widen(means, inputs + k * tensors, 1, tensors, p.tensor, dtype, o, n, row);
-                if (center) kernels.subtract(row, 1, middle, n8);
-                kernels.squares(row, 1, n8, partial + k);
+                widen(isa, inputs + k * tensors, 1, tensors, p.tensor, dtype, o, n, center ? middle : nullptr, row);
+                kernels.squares(row, n8, partial + k);
             }
         }
     });

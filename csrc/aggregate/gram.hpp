@@ -22,13 +22,15 @@ constexpr int64_t kSegment = 512;
 constexpr int64_t kPairChunk = 1 << 15;
 
 struct GramKernels {
-    // rows: `padded` (a multiple of 4) x kSegment doubles. Adds the sums over the first n (a multiple of 8) coordinates
-    // to the upper triangles of distances and products (clients x clients each, or null).
+    // rows: clients x kSegment doubles. Adds the sums over the first n (a multiple of 8) coordinates to the upper
+    // triangles of distances and products (clients x clients each, or null).
     void (*pairs)(const double* rows, int64_t clients, int64_t n, double* distances, double* products) noexcept;
-    // rows[k][i] -= center[i]
-    void (*subtract)(double* rows, int64_t clients, const double* center, int64_t n) noexcept;
-    // sums[k] += sum of squares of row k
-    void (*squares)(const double* rows, int64_t clients, int64_t n, double* sums) noexcept;
+    // row[i] = x[i] - center[i] (or x[i]) for kSegment float32 values of any alignment.
+    void (*widen_f32)(const void* x, const double* center, double* row) noexcept;
+    // row[i] -= center[i]
+    void (*subtract)(double* row, const double* center, int64_t n) noexcept;
+    // *sum += sum of squares
+    void (*squares)(const double* row, int64_t n, double* sum) noexcept;
 };
 const GramKernels& gram_kernels(Isa isa) noexcept;
 

@@ -383,13 +383,61 @@ constexpr bool kInRegisters =
 
 constexpr int64_t kStageBytes = 1 << 18;
 
+template <int K, int C>
+struct Merge {  // the comparators of the last step of the network of K wires: two sorted halves become one
+    template <class VV>
+    EF_INLINE void run(VV* v) {
+        if constexpr (C < ef::kNetwork<K>.length) {
+            exchange(v[ef::kNetwork<K>.low[C]], v[ef::kNetwork<K>.high[C]]);
+            Merge<K, C + 1>::run(v);
+        }
+    }
+};
+
+// Sixteen wires in registers, s[0], s[stride], ...; those from `count` on do not exist and count as the greatest.
+template <class I, bool Sorted>
+static void sixteen(typename Lane<I>::V* s, int64_t stride, int64_t count) {
+    typename Lane<I>::V v[16];
+    const auto network = [&]() __attribute__((always_inline)) {
+        if constexpr (Sorted)
+            Merge<16, ef::kNetwork<16>.last_step>::run(v);
+        else
+            Apply<16, 0>::run(v);
+    };
+    if (count >= 16) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) v[i] = s[i * stride];
+        network();
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) s[i * stride] = v[i];
+        return;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = i < count ? s[i * stride] : typename Lane<I>::V{} + Lane<I>::most;
+    network();
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+        if (i < count) s[i * stride] = v[i];
+}
+
+// Batcher's network: sixteen wires at a time, then merges of runs of p. Wires a distance p / 8 apart meet only each
+// other while the distance between partners is at least that, so each such set goes through registers; the comparators
+// over shorter distances come from the program.
 template <class I>
-EF_INLINE void sort_column(typename Lane<I>::V* s, const ef::Comparator* program, int64_t length) {
-    for (int64_t c = 0; c < length; ++c) {
-        auto a = s[program[c].low], b = s[program[c].high];
-        exchange(a, b);
-        s[program[c].low] = a;
-        s[program[c].high] = b;
+static void sort_column(typename Lane<I>::V* s, int64_t wires, const ef::Comparator* program, const int64_t* ends) {
+    for (int64_t g = 0; g < wires; g += 16) sixteen<I, false>(s + g, 1, wires - g);
+    int64_t c = 0;
+    for (int64_t p = 16; p < wires; p *= 2) {
+        const int64_t step = p / 8;
+        for (int64_t b = 0; b + p < wires; b += 2 * p)
+            for (int64_t r = 0; r < step; ++r)
+                sixteen<I, true>(s + b + r, step, (wires - b - r + step - 1) / step);
+        for (const int64_t end = *ends++; c < end; ++c) {
+            auto low = s[program[c].low], high = s[program[c].high];
+            exchange(low, high);
+            s[program[c].low] = low;
+            s[program[c].high] = high;
+        }
     }
 }
 
@@ -427,7 +475,7 @@ static bool staged(const ef::OrderJob& job, int64_t t, int64_t offset, int64_t n
         }
         for (int64_t c = 0; c * L < here; ++c) {
             VV* const s = stage + c * clients;
-            sort_column<I>(s, job.program, job.program_length);
+            sort_column<I>(s, clients, job.program, job.program_ends);
             const bool ranks = job.rule == ef::OrderRule::ranks;
             const int64_t first = ranks ? job.low : 0, last = ranks ? job.high : clients;
             for (int64_t k = first; k < last; ++k) Im::decode(s[k], column + k * L);

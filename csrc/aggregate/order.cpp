@@ -105,37 +105,58 @@ int64_t order_scratch(int64_t clients) noexcept {
     return clients * (kMostVectorBytes / 2) * 8 + (stage > (1 << 18) ? stage : (1 << 18));
 }
 
-int64_t sorting_network(int64_t clients, int64_t low, int64_t high, Comparator* out) noexcept {
+OrderProgram::OrderProgram(int64_t clients, int64_t low, int64_t high) noexcept {
+    // Levels p = 16, 32, ...: runs of p merged; comparators over a distance of p / 8 and more run in registers.
+    const auto each = [clients](auto&& visit) {
+        batcher(clients, [&](int64_t i, int64_t j, int64_t p) {
+            if (p >= 16 && j - i < p / 8) visit(i, j, p);
+        });
+    };
     int64_t length = 0;
-    batcher(clients, [&](int64_t i, int64_t j) {
-        if (out) out[length] = {static_cast<uint16_t>(i), static_cast<uint16_t>(j)};
-        ++length;
-    });
-    if (!out || (low == 0 && high == clients)) return length;
-    // Backwards: a comparator is needed when one of its wires is read later on.
+    each([&](int64_t, int64_t, int64_t) { ++length; });
+    comparators_ = new (std::nothrow) Comparator[static_cast<size_t>(length + 1)];
     bool* const needed = new (std::nothrow) bool[static_cast<size_t>(clients)];
-    if (!needed) return length;
+    if (!comparators_ || !needed) {
+        delete[] comparators_;
+        delete[] needed;
+        comparators_ = nullptr;
+        return;
+    }
+    int64_t n = 0, last_begin = 0, last = 0;
+    each([&](int64_t i, int64_t j, int64_t p) {
+        if (p != last) last_begin = n;
+        last = p;
+        comparators_[n++] = {static_cast<uint16_t>(i), static_cast<uint16_t>(j)};
+    });
+    // Backwards through the last level: a comparator is needed when one of its wires is read later on.
     for (int64_t k = 0; k < clients; ++k) needed[k] = k >= low && k < high;
     int64_t kept = length;
-    for (int64_t c = length; c-- > 0;) {
-        if (!needed[out[c].low] && !needed[out[c].high]) continue;
-        needed[out[c].low] = needed[out[c].high] = true;
-        out[--kept] = out[c];
+    for (int64_t c = length; c-- > last_begin;) {
+        if (!needed[comparators_[c].low] && !needed[comparators_[c].high]) continue;
+        needed[comparators_[c].low] = needed[comparators_[c].high] = true;
+        comparators_[--kept] = comparators_[c];
     }
-    for (int64_t c = kept; c < length; ++c) out[c - kept] = out[c];
+    for (int64_t c = kept; c < length; ++c) comparators_[c - kept + last_begin] = comparators_[c];
     delete[] needed;
-    return length - kept;
+    int64_t end = 0;
+    int level = 0;
+    for (int64_t p = 16; p < clients; p *= 2, ++level) {
+        int64_t here = 0;
+        each([&](int64_t, int64_t, int64_t q) { here += q == p; });
+        end += here;
+        ends_[level] = 2 * p < clients ? end : last_begin + length - kept;
+    }
 }
+
+OrderProgram::~OrderProgram() { delete[] comparators_; }
 
 RunStatus order_run(Isa isa, OrderJob job, void* const* outputs, int threads) noexcept {
     const OrderKernels& kernels = order_kernels(isa);
     const MeanKernels& means = mean_kernels(isa);
-    const int64_t most = sorting_network(job.clients, 0, job.clients, nullptr);
-    Comparator* const program = new (std::nothrow) Comparator[static_cast<size_t>(most > 0 ? most : 1)];
-    if (!program) return RunStatus::no_memory;
     const bool all = job.rule != OrderRule::ranks || job.nan == NanPolicy::propagate;
-    job.program_length = sorting_network(job.clients, all ? 0 : job.low, all ? job.clients : job.high, program);
-    job.program = program;
+    const OrderProgram program(job.clients, all ? 0 : job.low, all ? job.clients : job.high);
+    if (!program.ok()) return RunStatus::no_memory;
+    program.give(job);
     const int useful = threads_for(coordinates(job.specs, job.tensors) * job.clients, int64_t(1) << 17, threads);
     Scratch scratch(useful, static_cast<size_t>(order_scratch(job.clients)));
     bool bad = false;
@@ -159,7 +180,6 @@ RunStatus order_run(Isa isa, OrderJob job, void* const* outputs, int threads) no
             if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
         });
     }
-    delete[] program;
     if (!scratch.ok()) return RunStatus::no_memory;
     return bad ? RunStatus::suspicious : RunStatus::fine;
 }

@@ -37,9 +37,28 @@ struct OrderJob {
     OrderRule rule;
     int64_t low, high;
     NanPolicy nan;
-    // Set by order_prepare.
+    // Set by OrderProgram.
     const Comparator* program;
-    int64_t program_length;
+    const int64_t* program_ends;
+};
+
+// The comparators that order_tile's sort takes from a list (see order-inl.hpp), without those that ranks [low, high) do
+// not depend on; ends[l]: where level l ends.
+class OrderProgram {
+public:
+    OrderProgram(int64_t clients, int64_t low, int64_t high) noexcept;
+    ~OrderProgram();
+    OrderProgram(const OrderProgram&) = delete;
+    OrderProgram& operator=(const OrderProgram&) = delete;
+    bool ok() const noexcept { return comparators_ != nullptr; }
+    void give(OrderJob& job) const noexcept {
+        job.program = comparators_;
+        job.program_ends = ends_;
+    }
+
+private:
+    Comparator* comparators_ = nullptr;
+    int64_t ends_[16] = {};
 };
 
 constexpr int64_t kOrderTile = 1024;     // coordinates at most in one call of order_tile
@@ -61,10 +80,6 @@ const OrderKernels& order_kernels(Isa isa) noexcept;
 
 // Bytes of scratch one thread needs.
 int64_t order_scratch(int64_t clients) noexcept;
-// The comparators of Batcher's odd-even merge sort of `clients` wires that ranks [low, high) depend on, into `out` (or
-// only counted when null). Returns their number.
-int64_t sorting_network(int64_t clients, int64_t low, int64_t high, Comparator* out) noexcept;
-
 enum class RunStatus : int { fine = 0, suspicious = 1, no_memory = -1 };
 // The whole model; outputs[t] as in mean.hpp.
 RunStatus order_run(Isa isa, OrderJob job, void* const* outputs, int threads) noexcept;

@@ -34,7 +34,7 @@ bool order_mean(const Kernels& self, const py::list& rows, int rule, int64_t low
     const auto out = model_targets(outputs, specs);
     const auto inputs = model_inputs(rows, outputs, specs);
     const OrderJob job = {inputs.data(), clients, specs.data(), static_cast<int64_t>(specs.size()),
-                          static_cast<OrderRule>(rule), low, high, static_cast<NanPolicy>(nan), nullptr, 0};
+                          static_cast<OrderRule>(rule), low, high, static_cast<NanPolicy>(nan), nullptr, nullptr};
     RunStatus status;
     {
         py::gil_scoped_release release;
