@@ -48,6 +48,22 @@ static void block(const double* a, const double* b, int64_t n, double* out, int6
         for (int c = Diagonal ? r : 0; c < C; ++c) out[r * stride + c] += reduce(sums[r * C + c]);
 }
 
+// Fetches a share of what comes next; between blocks, so that memory works while they are computed.
+struct Ahead {
+    const char* const* next;
+    int64_t bytes, clients, client, offset, lines;
+    EF_INLINE void fetch(Ahead& a) {
+        for (int64_t i = 0; i < a.lines && a.client < a.clients; ++i) {
+            __builtin_prefetch(a.next[a.client] + a.offset, 0, 2);
+            a.offset += 64;
+            if (a.offset >= a.bytes) {
+                a.offset = 0;
+                ++a.client;
+            }
+        }
+    }
+};
+
 template <bool Difference, int R, int C>
 static void block_of(int64_t columns, const double* a, const double* b, int64_t n, double* out, int64_t stride) {
     if constexpr (C > 1) {
@@ -58,26 +74,32 @@ static void block_of(int64_t columns, const double* a, const double* b, int64_t 
 
 // Rows i, ..., i + R - 1 against themselves and all that follow.
 template <bool Difference, int R>
-static void strip(int64_t rows, const double* a, int64_t after, int64_t n, double* out, int64_t stride) {
+static void strip(int64_t rows, const double* a, int64_t after, int64_t n, double* out, int64_t stride, Ahead& ahead) {
     if constexpr (R > 1) {
-        if (rows < R) return strip<Difference, R - 1>(rows, a, after, n, out, stride);
+        if (rows < R) return strip<Difference, R - 1>(rows, a, after, n, out, stride, ahead);
     }
+    Ahead::fetch(ahead);
     block<Difference, R, R, true>(a, a, n, out, stride);
-    for (int64_t j = R; j < R + after; j += kColumns)
+    for (int64_t j = R; j < R + after; j += kColumns) {
+        Ahead::fetch(ahead);
         block_of<Difference, R, kColumns>(R + after - j, a, a + j * kSegment, n, out + j, stride);
+    }
 }
 
 template <bool Difference>
-static void triangle(const double* rows, int64_t clients, int64_t n, double* out) {
+static void triangle(const double* rows, int64_t clients, int64_t n, double* out, const char* const* next, int64_t bytes) {
+    const int64_t strips = (clients + kRows - 1) / kRows, blocks = strips * (strips + 1) / 2;
+    Ahead ahead = {next, bytes, next ? clients : 0, 0, 0, (clients * (bytes / 64 + 1) + blocks - 1) / blocks};
     for (int64_t i = 0; i < clients; i += kRows) {
         const int64_t here = clients - i < kRows ? clients - i : kRows;
-        strip<Difference, kRows>(here, rows + i * kSegment, clients - i - here, n, out + i * clients + i, clients);
+        strip<Difference, kRows>(here, rows + i * kSegment, clients - i - here, n, out + i * clients + i, clients, ahead);
     }
 }
 
-static void pairs(const double* rows, int64_t clients, int64_t n, double* distances, double* products) noexcept {
-    if (distances) triangle<true>(rows, clients, n, distances);
-    if (products) triangle<false>(rows, clients, n, products);
+static void pairs(const double* rows, int64_t clients, int64_t n, double* distances, double* products,
+                  const char* const* next, int64_t next_bytes) noexcept {
+    if (distances) triangle<true>(rows, clients, n, distances, next, next_bytes);
+    if (products) triangle<false>(rows, clients, n, products, next, next_bytes);
 }
 
 static void widen_f32(const void* x, const double* center, double* row) noexcept {

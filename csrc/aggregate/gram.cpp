@@ -107,7 +107,8 @@ bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const Tensor
     const int64_t width = square * ((distances ? 1 : 0) + (products ? 1 : 0));
     const int useful = threads_for(total_size(specs, tensors) * clients * (clients + 8), int64_t(1) << 20, threads);
     const int64_t row_bytes = clients * kSegment * int64_t{sizeof(double)};
-    Scratch scratch(useful, static_cast<size_t>(row_bytes + (products ? order_scratch(clients) : 0)));
+    const int64_t next_bytes = clients * int64_t{sizeof(char*)};
+    Scratch scratch(useful, static_cast<size_t>(row_bytes + (products ? order_scratch(clients) : 0) + next_bytes));
     OrderJob median = {inputs, clients, specs, tensors, OrderRule::ranks, (clients - 1) / 2, clients / 2 + 1,
                        NanPolicy::finite, nullptr, nullptr};
     const OrderProgram program(clients, median.low, median.high);
@@ -118,18 +119,23 @@ bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const Tensor
         fine = sum_chunks(specs, tensors, width, useful, total, [&](Place p, int64_t thread, double* partial) {
             double* const rows = reinterpret_cast<double*>(scratch.of(thread));
             char* const rest = scratch.of(thread) + row_bytes;
+            const char** const next = reinterpret_cast<const char**>(rest + (products ? order_scratch(clients) : 0));
             for (int64_t o = p.begin; o < p.end; o += kSegment) {
                 const int64_t n = p.end - o < kSegment ? p.end - o : kSegment, n8 = (n + 7) / 8 * 8;
                 const DType dtype = specs[p.tensor].dtype;
+                const int64_t after = p.end - o - n < kSegment ? p.end - o - n : kSegment, item = item_size(dtype);
+                for (int64_t k = 0; after > 0 && k < clients; ++k)
+                    next[k] = static_cast<const char*>(inputs[k * tensors + p.tensor]) + (o + n) * item;
                 if (distances) {
                     widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, nullptr, rows);
-                    kernels.pairs(rows, clients, n8, partial, nullptr);
+                    kernels.pairs(rows, clients, n8, partial, nullptr, after > 0 ? next : nullptr, after * item);
                 }
                 if (products) {
                     alignas(64) double center[kSegment] = {};
                     orders.tile(median, p.tensor, o, n, rest, center);
                     widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, center, rows);
-                    kernels.pairs(rows, clients, n8, nullptr, partial + (distances ? square : 0));
+                    kernels.pairs(rows, clients, n8, nullptr, partial + (distances ? square : 0),
+                                  after > 0 && !distances ? next : nullptr, after * item);
                 }
             }
         });

@@ -24,7 +24,9 @@ constexpr int64_t kPairChunk = 1 << 15;
 struct GramKernels {
     // rows: clients x kSegment doubles. Adds the sums over the first n (a multiple of 8) coordinates to the upper
     // triangles of distances and products (clients x clients each, or null).
-    void (*pairs)(const double* rows, int64_t clients, int64_t n, double* distances, double* products) noexcept;
+    // next: for every client where `next_bytes` lie that will be read soon; they are fetched meanwhile.
+    void (*pairs)(const double* rows, int64_t clients, int64_t n, double* distances, double* products,
+                  const char* const* next, int64_t next_bytes) noexcept;
     // row[i] = x[i] - center[i] (or x[i]) for kSegment float32 values of any alignment.
     void (*widen_f32)(const void* x, const double* center, double* row) noexcept;
     // row[i] -= center[i]

@@ -361,8 +361,17 @@ static bool registers(const T* const* x, int64_t clients, int64_t n, int64_t low
         }
         for (int64_t c = 0; c * L < here; ++c) {
             alignas(EF_VECTOR_BYTES) double column[kRegisters * L], values[L];
-            for (int64_t k = first; k < last; ++k) Im::decode(sorted[c * rows + k], column + (k - first) * L);
-            for (int l = 0; l < L; l += kLanes) store_as(values + l, mean_of_ranks(column + l, L, 0, last - first));
+            if (median && sizeof(T) < 8) {  // no overflow, and half an exact or rounded sum lies between the two
+                Im::decode(sorted[c * rows], values);
+                if (rows == 2) {
+                    Im::decode(sorted[c * rows + 1], column);
+                    for (int l = 0; l < L; l += kLanes)
+                        store_as(values + l, (load_as<V>(values + l) + load_as<V>(column + l)) * 0.5);
+                }
+            } else {
+                for (int64_t k = first; k < last; ++k) Im::decode(sorted[c * rows + k], column + (k - first) * L);
+                for (int l = 0; l < L; l += kLanes) store_as(values + l, mean_of_ranks(column + l, L, 0, last - first));
+            }
             const int64_t lanes = here - c * L < L ? here - c * L : L;
             narrow(values, static_cast<int>(lanes), out + i + c * L);
         }
@@ -381,7 +390,7 @@ constexpr bool kInRegisters =
 
 // ---- any number of clients: columns staged in the second level, sorted one by one -------------------------------------
 
-constexpr int64_t kStageBytes = 1 << 18;
+constexpr int64_t kStageBytes = 1 << 17;
 
 template <int K, int C>
 struct Merge {  // the comparators of the last step of the network of K wires: two sorted halves become one
@@ -475,6 +484,12 @@ static bool staged(const ef::OrderJob& job, int64_t t, int64_t offset, int64_t n
         }
         for (int64_t c = 0; c * L < here; ++c) {
             VV* const s = stage + c * clients;
+            // The next block arrives while this one is sorted.
+            const int64_t next = begin + columns * L + c * L;
+            if (next < n) {
+                for (int64_t k = 0; k < clients; ++k)
+                    __builtin_prefetch(static_cast<const T*>(job.inputs[k * job.tensors + t]) + offset + next, 0, 2);
+            }
             sort_column<I>(s, clients, job.program, job.program_ends);
             const bool ranks = job.rule == ef::OrderRule::ranks;
             const int64_t first = ranks ? job.low : 0, last = ranks ? job.high : clients;

@@ -102,7 +102,7 @@ int64_t image_size(DType dtype) noexcept {
 int64_t order_scratch(int64_t clients) noexcept {
     // A column of up to 32 lanes as doubles, and the staged columns: at least four.
     const int64_t stage = clients * kMostVectorBytes * 4;
-    return clients * (kMostVectorBytes / 2) * 8 + (stage > (1 << 18) ? stage : (1 << 18));
+    return clients * (kMostVectorBytes / 2) * 8 + (stage > (1 << 17) ? stage : (1 << 17));
 }
 
 OrderProgram::OrderProgram(int64_t clients, int64_t low, int64_t high) noexcept {

@@ -395,6 +395,7 @@ ONES = [np.ones(2)] * 4
         (lambda: trimmed_mean(ONES, f=-1), ValueError, "f: expected an integer >= 0, got -1"),
         (lambda: meamed(ONES, 0.5), TypeError, "f: expected an integer, got float"),  # type: ignore[arg-type]
         (lambda: meamed(ONES, True), TypeError, "f: expected an integer, got bool"),
+        (lambda: median(np.zeros((65536, 1))), ValueError, "updates: expected at most 65535, got 65536"),
         (lambda: median([]), ValueError, "updates: expected at least one update, got none"),
         (lambda: median({"a": np.ones(2)}), TypeError, "updates: expected a sequence of updates, got dict"),  # type: ignore[arg-type]
         (lambda: median(np.array(1.0)), TypeError, "got a 0-d array"),

@@ -20,6 +20,8 @@ from edgefast.backends.table import FINITE, PROPAGATE, RANK, Array
 __all__ = ["Batch", "OrderNonfinite", "check_count", "nan_policy"]
 
 OrderNonfinite = Literal["raise", "drop", "propagate", "rank"]
+#: Kernels number the updates with 16 bits.
+MOST_UPDATES = 65535
 ORDER_NONFINITE = ("raise", "drop", "propagate", "rank")
 _R = TypeVar("_R")
 _log = logging.getLogger("edgefast")
@@ -89,6 +91,8 @@ class Batch:
         if len(updates) == 0:
             raise ValueError("updates: expected at least one update, got none")
         self.count = len(updates)
+        if self.count > MOST_UPDATES:
+            raise ValueError(f"updates: expected at most {MOST_UPDATES}, got {self.count}")
         self.template = Template(updates[0])
         arrays, keys = self.template.arrays, self.template.keys
         self.averaged = _policy.averaged(arrays, keys, ints)

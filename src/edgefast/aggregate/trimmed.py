@@ -15,7 +15,7 @@ import numpy as np
 
 from edgefast import backends
 from edgefast.aggregate import _policy
-from edgefast.aggregate._batch import check_count
+from edgefast.aggregate._batch import MOST_UPDATES, check_count
 from edgefast.aggregate._policy import Ints
 from edgefast.aggregate._template import DTYPES, Template
 from edgefast.aggregate.accumulator import _example, _plain
@@ -36,6 +36,13 @@ _NONFINITE = ("raise", "drop", "rank")
 _TILE = 1 << 16
 
 
+def check_trim(f: Any) -> int:
+    number = check_count(f, "f")
+    if number > MOST_UPDATES // 2:
+        raise ValueError(f"f: expected at most {MOST_UPDATES // 2}, got {number}")
+    return number
+
+
 class TrimmedMeanAccumulator:
     """Streaming trimmed mean: the f least and f greatest values of every coordinate are kept aside, the rest summed.
 
@@ -47,7 +54,7 @@ class TrimmedMeanAccumulator:
 
     Args:
         template: an update (see weighted_mean) whose containers, keys, shapes and dtypes every other has to have.
-        f: number of values to trim from each end, >= 0.
+        f: number of values to trim from each end, 0 to 32767.
         ints: what happens to integer and bool tensors, as in trimmed_mean; "skip" gives the template's value.
         nonfinite: what an update with NaN or infinity does: "raise" (it is not added), "drop" (it is counted in
             `dropped`) or "rank" (NaN counts as a value above +inf).
@@ -78,7 +85,7 @@ class TrimmedMeanAccumulator:
         nonfinite: Literal["raise", "drop", "rank"] = "raise",
         num_threads: int | None = None,
     ) -> None:
-        self._f = check_count(f, "f")
+        self._f = check_trim(f)
         _policy.check_choice(ints, "ints", _policy.INTS)
         _policy.check_choice(nonfinite, "nonfinite", _NONFINITE)
         if num_threads is not None:
@@ -385,6 +392,7 @@ class TrimmedMeanAccumulator:
     def _restore(cls, meta: Any, payload: memoryview, f: int, count: int, dropped: int) -> TrimmedMeanAccumulator:
         if set(meta) != {"structure", "tensors", "ints", "nonfinite"}:
             raise ValueError("unexpected fields")
+        check_trim(f)
         ints = meta["ints"]
         _policy.check_choice(ints, "ints", _policy.INTS)
         known = {d.str[1:]: d for d in DTYPES}
@@ -427,9 +435,6 @@ class TrimmedMeanAccumulator:
         example = _example(meta["structure"], blanks, used, 0)
         if used != list(range(len(blanks))):
             raise ValueError("structure and tensors differ")
-        # f rows of nothing cost nothing to write down: without data the claim is not believed.
-        if f > len(payload) and not any(a.size for a in low) and f > count:
-            raise ValueError(f"f={f} without data")
         self = cls.__new__(cls)
         self._template = Template(example, client="template")
         self._f, self._ints, self._nonfinite, self._num_threads = f, ints, meta["nonfinite"], None
