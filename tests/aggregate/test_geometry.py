@@ -86,6 +86,20 @@ def test_a_minority_cannot_move_it_far(backend: str, far: float) -> None:
     assert math.isclose(info.weights.sum(), 1)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e18, 1e30])
+def test_from_the_median_few_steps_are_enough(backend: str, far: float) -> None:
+    x = cloud(11, 200, bad=4, far=far).astype(np.float32)
+    honest = x[4:].astype(np.float64)
+    found = geometric_median(list(x), start="median")
+    radius = np.linalg.norm(honest - honest.mean(0), axis=1).max()
+    assert np.linalg.norm(found - honest.mean(0)) <= 2 * 7 / 3 * radius
+    z = np.median(x.astype(np.float64), axis=0)
+    for _ in range(4):
+        beta = 1 / np.maximum(1e-5, np.linalg.norm(x - z, axis=1))
+        z = beta @ x.astype(np.float64) / beta.sum()
+    np.testing.assert_allclose(geometric_median(list(x), start="median", ftol=0), z, rtol=1e-5)
+
+
 def test_objective_falls(backend: str) -> None:
     x = cloud(9, 50, bad=2)
 
@@ -277,7 +291,7 @@ TWO = [np.ones(2), np.zeros(2)]
         (lambda: geometric_median(TWO, eps=0), ValueError, "eps: expected a finite number > 0"),
         (lambda: geometric_median(TWO, ftol=-1), ValueError, "ftol: expected a finite number >= 0"),
         (lambda: geometric_median(TWO, max_iter=-1), ValueError, "max_iter: expected an integer >= 0"),
-        (lambda: geometric_median(TWO, start="x"), ValueError, "start: expected one of mean, zero"),  # type: ignore[arg-type]
+        (lambda: geometric_median(TWO, start="x"), ValueError, "start: expected one of mean, median, zero"),  # type: ignore[arg-type]
         (lambda: geometric_median(TWO, max_iter=0, start="zero"), ValueError, "max_iter: expected at least 1"),
         (lambda: geometric_median(TWO, [0, 0]), ZeroWeightError, "expected at least one weight above 0, got 2 zeros"),
         (lambda: geometric_median(TWO, [1]), ValueError, "weights: expected 2 weights"),

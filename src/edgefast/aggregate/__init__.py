@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgefast.aggregate._info import RuleInfo
 from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.errors import (
     DtypeMismatch,
@@ -24,7 +25,7 @@ from edgefast.aggregate.geometry import (
 from edgefast.aggregate.gram import GramAccumulator
 from edgefast.aggregate.mean import weighted_mean
 from edgefast.aggregate.order import meamed, median, trimmed_mean
-from edgefast.aggregate.selection import RuleInfo, bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
+from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
 from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,40 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from edgefast import backends
 from edgefast.aggregate import _policy
 from edgefast.aggregate._batch import Batch, check_count
+from edgefast.aggregate._info import RuleInfo, distances_of, info_of, spread
 from edgefast.aggregate._policy import Ints, Nonfinite
-from edgefast.aggregate.errors import TooFewUpdates
+from edgefast.aggregate.errors import TooFewUpdates, ZeroWeightError
 from edgefast.backends.table import NEAR_MEDIAN, RANK, Array
 
 __all__ = ["RuleInfo", "bulyan", "krum", "krum_scores", "multi_krum", "pairwise_sq_distances"]
 
 Neighbours = Literal["paper", "flower", "byzfl"]
 _NEIGHBOURS = ("paper", "flower", "byzfl")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RuleInfo:
-    """How a robust rule came to its result.
-
-    Attributes:
-        selected: indices of the updates the result is made of, best first where the rule ranks them.
-        weights: share of every update in the result, one per update given, in [0, 1]; NaN where a rule does not take
-            whole updates (Bulyan's last step works coordinate by coordinate).
-        scores: what the rule ranked the updates by, one per update given (NaN: not looked at), or None.
-        dropped: indices of the updates left out by nonfinite="drop".
-    """
-
-    selected: tuple[int, ...]
-    weights: NDArray[np.float64]
-    scores: NDArray[np.float64] | None
-    dropped: tuple[int, ...]
-
-
-def distances_of(batch: Batch) -> tuple[NDArray[np.float64], bool]:
-    """Squared distances of the updates that are in, and whether one of them is not finite."""
-    count = len(batch.clients)
-    distances = np.zeros((count, count))
-    backends.kernels().pair_sums(batch.rows, distances, None, batch.threads)
-    return distances, not bool(np.isfinite(distances).all())
 
 
 def pairwise_sq_distances(
@@ -155,26 +129,6 @@ def _best(scores: NDArray[np.float64]) -> list[int]:
     return np.argsort(scores, kind="stable").tolist()
 
 
-def spread(batch: Batch, values: ArrayLike, fill: float) -> NDArray[np.float64]:
-    """Values of the updates that are in, at their places among all updates given."""
-    full = np.full(batch.count, fill)
-    full[batch.clients] = values
-    return full
-
-
-def info_of(batch: Batch, members: list[int], weights: list[float], scores: ArrayLike | None) -> RuleInfo:
-    shares = np.zeros(batch.count)
-    total = sum(weights)
-    for i, w in zip(members, weights, strict=True):
-        shares[batch.clients[i]] = w / total
-    return RuleInfo(
-        tuple(batch.clients[i] for i in members),
-        shares,
-        None if scores is None else spread(batch, scores, np.nan),
-        tuple(batch.dropped),
-    )
-
-
 # ---- rules -------------------------------------------------------------------------------------------------------
 
 
@@ -211,19 +165,13 @@ def _multi_krum(
     shares = [all_weights[batch.clients[i]] for i in members]
     positive = [(i, w) for i, w in zip(members, shares, strict=True) if w > 0]
     if not positive:
-        raise _policy_zero(batch, members)
+        chosen = [batch.clients[i] for i in members]
+        raise ZeroWeightError(f"{rule}: expected weight above 0 among the chosen updates {chosen}, got zeros")
     info = info_of(batch, [i for i, _ in positive], [w for _, w in positive], scores)
     # In the order of the updates: the same bits as weighted_mean of the chosen ones.
     ordered = sorted(positive)
     value = batch.average([i for i, _ in ordered], [w for _, w in ordered], out)
     return value, info
-
-
-def _policy_zero(batch: Batch, members: list[int]) -> Exception:
-    from edgefast.aggregate.errors import ZeroWeightError
-
-    chosen = [batch.clients[i] for i in members]
-    return ZeroWeightError(f"{batch.rule}: expected weight above 0 among the chosen updates {chosen}, got zeros")
 
 
 @overload

@@ -36,7 +36,7 @@ _NONFINITE = ("raise", "drop", "rank")
 _TILE = 1 << 16
 
 
-def check_trim(f: Any) -> int:
+def _check_trim(f: Any) -> int:
     number = check_count(f, "f")
     if number > MOST_UPDATES // 2:
         raise ValueError(f"f: expected at most {MOST_UPDATES // 2}, got {number}")
@@ -85,7 +85,7 @@ class TrimmedMeanAccumulator:
         nonfinite: Literal["raise", "drop", "rank"] = "raise",
         num_threads: int | None = None,
     ) -> None:
-        self._f = check_trim(f)
+        self._f = _check_trim(f)
         _policy.check_choice(ints, "ints", _policy.INTS)
         _policy.check_choice(nonfinite, "nonfinite", _NONFINITE)
         if num_threads is not None:
@@ -392,7 +392,7 @@ class TrimmedMeanAccumulator:
     def _restore(cls, meta: Any, payload: memoryview, f: int, count: int, dropped: int) -> TrimmedMeanAccumulator:
         if set(meta) != {"structure", "tensors", "ints", "nonfinite"}:
             raise ValueError("unexpected fields")
-        check_trim(f)
+        _check_trim(f)
         ints = meta["ints"]
         _policy.check_choice(ints, "ints", _policy.INTS)
         known = {d.str[1:]: d for d in DTYPES}
