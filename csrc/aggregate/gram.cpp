@@ -89,8 +89,10 @@ void widen(Isa isa, const void* const* inputs, int64_t clients, int64_t tensors,
             kernels.widen_f32(x, center, row);
             continue;
         }
-        std::memset(row, 0, static_cast<size_t>(n8) * sizeof(double));
-        mean_kernels(isa).add(&x, 1.0, &spec, 1, &row, 1);
+        std::memset(row + n, 0, static_cast<size_t>(n8 - n) * sizeof(double));
+        constexpr double kOne = 1.0;
+        void* const sums = row;
+        mean_kernels(isa).add(&x, &kOne, 1, &spec, 1, false, true, &sums, 1);
         if (center) kernels.subtract(row, center, n8);
     }
 }
@@ -198,7 +200,7 @@ bool mix(Isa isa, const void* const* inputs, int64_t clients, const int64_t* mem
                     for (int64_t k = 0; k < count; ++k)
                         x[k] = static_cast<const char*>(inputs[members[starts[m] + k] * tensors + p.tensor]) + o * item;
                     void* const out = static_cast<char*>(outputs[m * tensors + p.tensor]) + o * item;
-                    means.mean(x, weights + starts[m], count, totals[m], &spec, 1, &out, 1);
+                    means.mean(x, weights + starts[m], count, totals[m], &spec, 1, false, &out, 1);
                 }
             }
         }

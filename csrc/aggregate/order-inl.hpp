@@ -14,6 +14,9 @@ typedef int16_t vi16 __attribute__((vector_size(EF_VECTOR_BYTES)));
 struct Half {
     uint16_t bits;
 };
+struct Brain {  // bfloat16
+    uint16_t bits;
+};
 struct Bool {
     uint8_t byte;
 };
@@ -90,12 +93,12 @@ EF_INLINE VI flip_negative(VI x) { return x ^ ((x >> 63) & 0x7fffffffffffffffll)
 template <class T>
 struct Image;
 
-template <class T, class Integer>
+template <class T, class Integer, Integer Infinity>
 struct FloatImage {
     typedef Integer I;
     typedef typename Lane<I>::V VV;
     static constexpr bool is_float = true;
-    static constexpr I infinity = sizeof(T) == 2 ? I(0x7c00) : sizeof(T) == 4 ? I(0x7f800000) : I(0x7ff0000000000000ll);
+    static constexpr I infinity = Infinity;
     EF_INLINE VV raw(const T* p) { return load_as<VV>(p); }
     EF_INLINE VV load(const T* p) { return flip_negative(raw(p)); }
     EF_INLINE VV not_finite(VV bits) { return (bits & infinity) == (VV{} + infinity); }
@@ -122,7 +125,7 @@ struct IntegerImage {
 };
 
 template <>
-struct Image<float> : FloatImage<float, int32_t> {
+struct Image<float> : FloatImage<float, int32_t, 0x7f800000> {
     EF_INLINE void decode(vi32 images, double* out) {
         const vf32 v = (vf32)flip_negative(images);
 #if defined(EF_TARGET_AVX512)
@@ -137,11 +140,11 @@ struct Image<float> : FloatImage<float, int32_t> {
     }
 };
 template <>
-struct Image<double> : FloatImage<double, int64_t> {
+struct Image<double> : FloatImage<double, int64_t, 0x7ff0000000000000ll> {
     EF_INLINE void decode(VI images, double* out) { store_as(out, (V)flip_negative(images)); }
 };
 template <>
-struct Image<Half> : FloatImage<Half, int16_t> {
+struct Image<Half> : FloatImage<Half, int16_t, 0x7c00> {
     EF_INLINE void decode(vi16 images, double* out) {
         uint16_t bits[Lane<int16_t>::count];
         store_as(bits, flip_negative(images));
@@ -151,6 +154,14 @@ struct Image<Half> : FloatImage<Half, int16_t> {
 #else
         for (int i = 0; i < Lane<int16_t>::count; ++i) out[i] = ef::half_to_double(bits[i]);
 #endif
+    }
+};
+template <>
+struct Image<Brain> : FloatImage<Brain, int16_t, 0x7f80> {
+    EF_INLINE void decode(vi16 images, double* out) {
+        uint16_t bits[Lane<int16_t>::count];
+        store_as(bits, flip_negative(images));
+        for (int i = 0; i < Lane<int16_t>::count; ++i) out[i] = ef::brain_to_double(bits[i]);
     }
 };
 template <>
@@ -526,6 +537,7 @@ static bool tile_of(const ef::OrderJob& job, int64_t t, int64_t offset, int64_t 
 #define EF_FOR_DTYPE(dtype, CALL)                   \
     switch (dtype) {                                \
         case ef::DType::f16: CALL(Half); break;     \
+        case ef::DType::bf16: CALL(Brain); break;   \
         case ef::DType::f32: CALL(float); break;    \
         case ef::DType::f64: CALL(double); break;   \
         case ef::DType::i8: CALL(int8_t); break;    \

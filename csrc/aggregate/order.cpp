@@ -93,6 +93,7 @@ int64_t image_size(DType dtype) noexcept {
         case DType::u32:
             return 8;
         case DType::f16:
+        case DType::bf16:
             return 2;
         default:
             return 4;
@@ -173,9 +174,9 @@ RunStatus order_run(Isa isa, OrderJob job, void* const* outputs, int threads) no
                     return;
                 }
                 found |= kernels.tile(job, t, offset, n, scratch.of(thread), values);
-                const double* const sums = values;
+                const void* const sums = values;
                 void* const out = target;
-                means.finish(&sums, 1.0, &spec, 1, &out, 1);
+                means.finish(&sums, 1.0, &spec, 1, false, &out, 1);
             });
             if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
         });

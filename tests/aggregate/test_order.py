@@ -25,6 +25,8 @@ from edgefast.aggregate import (
     median,
     trimmed_mean,
 )
+from edgefast.backends.numpy.elements import round_to_brain, widen
+from edgefast.backends.table import BF16
 
 SIZES = [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 2051]
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
@@ -450,3 +452,50 @@ def test_memory_mapped_updates(backend: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert_same(np.asarray(out[:5000]), oracle(expected, "trimmed", 1))
     assert peak < 9 << 20 < count * size * 4, peak
+
+
+# ---- bfloat16, tensors, files -----------------------------------------------------------------------------------------
+
+
+def test_bfloat16(backend: str) -> None:
+    for count in (1, 4, 5, 16, 17, 33):
+        values = [u.astype(np.float32) for u in random_updates("f4", 97, count, seed=count)]
+        brains = [round_to_brain(v).view(BF16) for v in values]
+        wide = [widen(b) for b in brains]  # float64
+        for rule in RULES:
+            f = (count - 1) // 3
+            found = run(brains, rule, f)
+            assert found.dtype == BF16
+            assert found.tobytes() == round_to_brain(oracle(wide, rule, f)).tobytes()
+    bad = [round_to_brain(np.array([x], np.float32)).view(BF16) for x in (1.0, 2.0, np.nan)]
+    with pytest.raises(NonFiniteUpdate, match="client 2"):
+        median(bad)
+    assert widen(median(bad, nonfinite="rank")).tolist() == [2.0]
+    assert np.isnan(widen(median(bad, nonfinite="propagate"))).all()
+    assert ef.aggregate.pairwise_sq_distances(bad[:2]).tolist() == [[0, 1], [1, 0]]
+    acc = ef.aggregate.TrimmedMeanAccumulator(bad[0], f=1, nonfinite="rank")
+    for b in bad:
+        acc.add(b)
+    assert widen(acc.result()).tolist() == [2.0]
+    assert ef.aggregate.TrimmedMeanAccumulator.from_bytes(acc.to_bytes()) == acc
+
+
+def test_files(backend: str, tmp_path: Path) -> None:
+    models = [{"w": np.full((2, 3), k, np.float32), "b": np.arange(3.0) * k} for k in (1, 2, 9)]
+    for k, m in enumerate(models):
+        np.savez(tmp_path / f"{k}.npz", **m)
+    paths = [tmp_path / f"{k}.npz" for k in range(3)]
+    assert (ef.aggregate.krum(paths, 0)["w"] == 1).all()  # the first of two that are equally near
+    for found in (median(paths), ef.aggregate.geometric_median(paths, max_iter=99)):
+        assert list(found) == ["w", "b"]
+        np.testing.assert_allclose(found["w"], 2, atol=1e-2)
+
+
+def test_torch_tensors(backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    updates = [{"w": torch.full((3,), float(k)), "h": torch.full((2,), k, dtype=torch.bfloat16)} for k in (1, 2, 9)]
+    found = median(updates)
+    assert isinstance(found["w"], torch.Tensor)
+    assert found["w"].tolist() == [2.0] * 3
+    assert found["h"].dtype == torch.bfloat16
+    assert ef.aggregate.nnm(updates, 1)[0]["w"].tolist() == [1.5] * 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from edgefast.aggregate._info import RuleInfo
 from edgefast.aggregate.accumulator import MeanAccumulator
+from edgefast.aggregate.average import average_checkpoints
+from edgefast.aggregate.checkpoints import map_checkpoint
 from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
@@ -41,6 +43,7 @@ __all__ = [
     "TrimmedMeanAccumulator",
     "UpdateError",
     "ZeroWeightError",
+    "average_checkpoints",
     "bucketing",
     "bulyan",
     "centered_clip",
@@ -48,6 +51,7 @@ __all__ = [
     "geometric_median",
     "krum",
     "krum_scores",
+    "map_checkpoint",
     "meamed",
     "median",
     "multi_krum",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -81,12 +81,12 @@ class Batch:
         self.threads = backends.num_threads(num_threads)
         self.rule, self.ints, self.nonfinite = rule, ints, nonfinite
         if (
-            isinstance(updates, (dict, str, bytes))
+            isinstance(updates, (Mapping, str, bytes))
             or not hasattr(updates, "__len__")
             or not hasattr(updates, "__getitem__")
         ):
             raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
-        if isinstance(updates, np.ndarray) and updates.ndim == 0:
+        if getattr(updates, "ndim", None) == 0:
             raise TypeError("updates: expected a sequence of updates, got a 0-d array")
         if len(updates) == 0:
             raise ValueError("updates: expected at least one update, got none")
@@ -163,7 +163,7 @@ class Batch:
             for source, target in zip(rows[0], numbers, strict=True):
                 np.copyto(target, source)
         else:
-            backends.kernels().weighted_mean(rows, weights, total, numbers, self.threads)
+            backends.kernels().weighted_mean(rows, weights, total, False, numbers, self.threads)
         return self.deliver(targets, copies, members, out)
 
     def deliver(self, targets: list[Array], copies: list[tuple[Array, Array]], members: list[int], out: Any) -> Any:

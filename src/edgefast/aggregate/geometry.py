@@ -323,7 +323,7 @@ def centered_clip(
     members = [i for i, c in enumerate(coefficients) if c > 0 and (i < count or center is not None)]
     used = [coefficients[i] for i in members]
     backends.kernels().weighted_mean(
-        [rows[i] for i in members], used, total, batch.numbers([targets])[0], batch.threads
+        [rows[i] for i in members], used, total, False, batch.numbers([targets])[0], batch.threads
     )
     return batch.deliver(targets, copies, list(range(count)), out)
 

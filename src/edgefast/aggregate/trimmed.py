@@ -98,7 +98,7 @@ class TrimmedMeanAccumulator:
         self._averaged = _policy.averaged(self._template.arrays, self._template.keys, ints)
         if ints == "skip":
             # The template's integers are part of the result: keep their values, not a view of the caller's arrays.
-            self._template.arrays = [a if a.dtype.kind == "f" else a.copy() for a in self._template.arrays]
+            self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
         self._clear()
 
     def _clear(self) -> None:
@@ -262,7 +262,7 @@ class TrimmedMeanAccumulator:
                     most = values_of(self._high[i][-1, part], dtype)
                     mean = np.where(mean < least, least, mean)
                     mean = np.where(mean > most, most, mean)
-            kernels.finish_mean([mean], 1.0, [flat[part]], threads)
+            kernels.finish_mean([mean], 1.0, False, [flat[part]], threads)
 
     # ---- value semantics ---------------------------------------------------------------------------------------
 
@@ -416,7 +416,7 @@ class TrimmedMeanAccumulator:
             dtype = known[code]
             if not all(type(s) is int and s >= 0 for s in shape):
                 raise ValueError(f"shape {shape}")
-            if dtype.kind == "f" or ints == "round":
+            if dtype.kind in "fV" or ints == "round":
                 size = 1
                 for s in shape:
                     size *= s
@@ -442,7 +442,7 @@ class TrimmedMeanAccumulator:
         self._lock = threading.Lock()
         self._averaged = _policy.averaged(self._template.arrays, self._template.keys, ints)
         if ints == "skip":
-            self._template.arrays = [a if a.dtype.kind == "f" else a.copy() for a in self._template.arrays]
+            self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
         self._low, self._high, self._sums, self._kept = low, high, sums, kept
         self._count, self._dropped = count, dropped
         return self

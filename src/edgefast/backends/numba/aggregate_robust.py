@@ -82,4 +82,4 @@ def mix(
     /,
 ) -> None:
     for chosen, used, total, out in zip(members, weights, totals, outs, strict=True):
-        weighted_mean([rows[k] for k in chosen], used, total, out, num_threads)
+        weighted_mean([rows[k] for k in chosen], used, total, False, out, num_threads)

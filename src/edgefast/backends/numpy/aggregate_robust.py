@@ -8,6 +8,7 @@ import numpy as np
 
 from edgefast.backends.images import images_of, values_of
 from edgefast.backends.numpy.aggregate import finish_mean, weighted_mean
+from edgefast.backends.numpy.elements import widen
 from edgefast.backends.table import NEAR_MEDIAN, PROPAGATE, Array
 
 __all__ = ["mix", "order_mean", "pair_sums", "square_norms", "trim_push"]
@@ -86,14 +87,14 @@ def order_mean(
             tile = max(64, _TILE_BYTES // (len(rows) * target.itemsize))
             for i in range(0, result.size, tile):
                 parts = [x[i : i + tile] for x in flat]
-                if target.dtype.kind == "f":
-                    suspicious = suspicious or (nan == 0 and not all(np.isfinite(p).all() for p in parts))
+                if target.dtype.kind in "fV":
+                    suspicious = suspicious or (nan == 0 and not all(np.isfinite(widen(p)).all() for p in parts))
                 images = sort(np.stack([images_of(p) for p in parts]))
                 column = values_of(images, target.dtype)
                 values = _mean_near_median(column, high) if rule == NEAR_MEDIAN else mean_of_ranks(column, low, high)
                 if nan == PROPAGATE:
                     values[np.isnan(column[-1])] = np.nan
-                finish_mean([values], 1.0, [result[i : i + tile]], num_threads)
+                finish_mean([values], 1.0, False, [result[i : i + tile]], num_threads)
     return suspicious
 
 
@@ -132,7 +133,7 @@ def _padded(parts: list[Array]) -> Array:
     n = parts[0].size
     x = np.zeros((len(parts), -(-n // _SEGMENT) * _SEGMENT))
     for row, part in zip(x, parts, strict=True):
-        row[:n] = part
+        row[:n] = widen(part)
     return x
 
 
@@ -192,7 +193,7 @@ def mix(
     /,
 ) -> None:
     for chosen, used, total, out in zip(members, weights, totals, outs, strict=True):
-        weighted_mean([rows[k] for k in chosen], used, total, out, num_threads)
+        weighted_mean([rows[k] for k in chosen], used, total, False, out, num_threads)
 
 
 def trim_push(
