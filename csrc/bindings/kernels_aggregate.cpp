@@ -10,6 +10,7 @@
 
 #include "aggregate/binned.hpp"
 #include "aggregate/mean.hpp"
+#include "bindings/arrays.hpp"
 #include "bindings/kernels.hpp"
 
 namespace py = pybind11;
@@ -296,6 +297,16 @@ std::vector<int64_t> overlapping(const Kernels&, const py::list& targets_list, c
 }
 
 }  // namespace
+
+std::vector<TensorSpec> model_specs(const py::list& model) { return specs_of(model); }
+
+std::vector<const void*> model_inputs(const py::list& rows, const py::list& model, const std::vector<TensorSpec>& specs) {
+    return inputs_of(rows, model, specs);
+}
+
+std::vector<void*> model_targets(const py::list& arrays, const std::vector<TensorSpec>& specs) {
+    return targets(arrays, specs);
+}
 
 void register_aggregate(py::module_& module, KernelsClass& kernels) {
     module.def("npy_empty", &npy_empty);

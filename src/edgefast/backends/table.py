@@ -11,7 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BF16", "AggregateKernels", "Array", "Kernels", "SketchKernels", "binned_folds", "holds_single"]
+__all__ = [
+    "BF16",
+    "FINITE",
+    "NEAR_MEDIAN",
+    "PROPAGATE",
+    "RANK",
+    "RANKS",
+    "AggregateKernels",
+    "Array",
+    "Kernels",
+    "RobustKernels",
+    "SketchKernels",
+    "binned_folds",
+    "holds_single",
+]
 
 Array = NDArray[Any]
 
@@ -145,5 +159,60 @@ class AggregateKernels(Protocol):
     ) -> None: ...
 
 
-class Kernels(SketchKernels, AggregateKernels, Protocol):
+#: order_mean's rules and what it makes of NaN; csrc/aggregate/order.hpp.
+RANKS, NEAR_MEDIAN = 0, 1
+FINITE, RANK, PROPAGATE = 0, 1, 2
+
+
+class RobustKernels(Protocol):
+    # csrc/aggregate/order.hpp and gram.hpp fix the arithmetic.
+
+    def order_mean(
+        self, rows: list[list[Array]], rule: int, low: int, high: int, nan: int, out: list[Array], num_threads: int, /
+    ) -> bool:
+        """RANKS: means of the sorted values [low, high); NEAR_MEDIAN: of the `high` values nearest to the median.
+
+        True when nan is FINITE and something was not; out is then meaningless.
+        """
+        ...
+
+    def pair_sums(
+        self, rows: list[list[Array]], distances: Array | None, products: Array | None, num_threads: int, /
+    ) -> None:
+        """Adds squared distances, and products around the coordinate-wise median, to symmetric (K, K) float64."""
+
+    def square_norms(
+        self, rows: list[list[Array]], center: list[Array] | None, sums: Array, num_threads: int, /
+    ) -> None:
+        """Squared norms of the updates minus center, into sums (K,) float64."""
+
+    def mix(
+        self,
+        rows: list[list[Array]],
+        members: list[list[int]],
+        weights: list[list[float]],
+        totals: list[float],
+        outs: list[list[Array]],
+        num_threads: int,
+        /,
+    ) -> None:
+        """outs[m]: the mean, as weighted_mean forms it, of the updates members[m]."""
+
+    def trim_push(
+        self,
+        row: list[Array],
+        from_images: bool,
+        model: list[Array],
+        low: list[Array],
+        high: list[Array],
+        sums: list[Array],
+        trim: int,
+        stage: int,
+        num_threads: int,
+        /,
+    ) -> None:
+        """One more row for streaming trimmed means; low and high are (trim, size) images of backends/images.py."""
+
+
+class Kernels(SketchKernels, AggregateKernels, RobustKernels, Protocol):
     """The whole table."""
