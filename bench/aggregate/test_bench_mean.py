@@ -1,8 +1,9 @@
-"""Weighted mean of model updates: ours against numpy, BLAS and Flower's own function, from the same arrays."""
+"""Weighted mean of model updates: ours against numpy, BLAS, torch and Flower's own function, from the same arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,55 @@ def test_ours(benchmark: Any, contender: Any, case: Any, backend: str, form: str
 
 
 @each_case
-def test_accumulator(benchmark: Any, contender: Any, case: Any) -> None:
+@pytest.mark.parametrize("accumulate", ["float32", "reproducible"])
+def test_other_sums(benchmark: Any, contender: Any, case: Any, accumulate: Any) -> None:
     models, weights, expected, moved, threads = start(benchmark, case)
-    acc = MeanAccumulator(models[0], num_threads=threads)
+    out = {k: np.empty_like(v) for k, v in models[0].items()}
+    close(weighted_mean(models, weights, out=out, accumulate=accumulate, num_threads=threads), expected, 1e-3)
+    contender(benchmark, f"edgefast accumulate={accumulate}, out=", ours=True, bytes=moved)
+    benchmark(weighted_mean, models, weights, out=out, accumulate=accumulate, num_threads=threads)
+
+
+@each_case
+@pytest.mark.parametrize("accumulate", ["float64", "float32", "reproducible"])
+@pytest.mark.parametrize("many", [False, True], ids=["add", "add_many"])
+def test_accumulator(benchmark: Any, contender: Any, case: Any, accumulate: Any, many: bool) -> None:
+    models, weights, expected, moved, threads = start(benchmark, case)
+    acc = MeanAccumulator(models[0], accumulate=accumulate, num_threads=threads)
+    out = {k: np.empty_like(v) for k, v in models[0].items()}
 
     def work() -> Any:
         acc.reset()
-        for m, w in zip(models, weights, strict=True):
-            acc.add(m, w)
+        if many:
+            acc.add_many(models, weights)
+        else:
+            for m, w in zip(models, weights, strict=True):
+                acc.add(m, w)
+        return acc.result(out=out)
+
+    close(work(), expected, 1e-3)
+    contender(
+        benchmark, f"edgefast MeanAccumulator {accumulate}, {'add_many' if many else 'add'}", ours=True, bytes=moved
+    )
+    benchmark(work)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 4])
+def test_concurrent_add(benchmark: Any, contender: Any, callers: int) -> None:
+    """Ten updates from `callers` Python threads at once, one kernel thread each."""
+    case = CASES[1]
+    models, weights, expected, moved, _ = start(benchmark, case)
+    benchmark.group = "concurrent MeanAccumulator.add float32 10 clients x 5000000 1t"
+    acc = MeanAccumulator(models[0], num_threads=1)
+
+    def work() -> Any:
+        acc.reset()
+        with ThreadPoolExecutor(callers) as pool:
+            list(pool.map(lambda mw: acc.add(*mw), zip(models, weights, strict=True)))
         return acc.result()
 
     close(work(), expected)
-    contender(benchmark, "edgefast MeanAccumulator, one by one", ours=True, bytes=moved)
+    contender(benchmark, f"edgefast, {callers} callers", ours=callers > 1, bytes=moved)
     benchmark(work)
 
 
@@ -128,11 +166,32 @@ def test_blas_gemv(benchmark: Any, contender: Any, case: Any) -> None:
 
 
 @each_case
-def test_flower(benchmark: Any, contender: Any, case: Any) -> None:
+def test_torch_add(benchmark: Any, contender: Any, case: Any) -> None:
+    torch = pytest.importorskip("torch")
+    models, weights, expected, moved, threads = start(benchmark, case)
+    states = [{k: torch.from_numpy(v) for k, v in m.items()} for m in models]
+    total = float(sum(weights))
+
+    def work() -> dict[str, Any]:
+        result = {}
+        for k in states[0]:
+            acc = states[0][k] * (weights[0] / total)
+            for m, w in zip(states[1:], weights[1:], strict=True):
+                acc.add_(m[k], alpha=w / total)
+            result[k] = acc.numpy()
+        return result
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        peer(benchmark, contender, "torch add_ (float32)", moved, work, lambda r: close(r, expected, 1e-3))
+    finally:
+        torch.set_num_threads(before)
+
+
+def flower_records(models: list[dict[str, Any]], weights: list[int]) -> list[Any]:
     app = pytest.importorskip("flwr.app")
-    utils = pytest.importorskip("flwr.serverapp.strategy.strategy_utils")
-    models, weights, expected, moved, _ = start(benchmark, case)
-    records = [
+    return [
         app.RecordDict(
             {
                 "arrays": app.ArrayRecord({k: app.Array(v) for k, v in m.items()}),
@@ -141,6 +200,13 @@ def test_flower(benchmark: Any, contender: Any, case: Any) -> None:
         )
         for m, w in zip(models, weights, strict=True)
     ]
+
+
+@each_case
+def test_flower(benchmark: Any, contender: Any, case: Any) -> None:
+    utils = pytest.importorskip("flwr.serverapp.strategy.strategy_utils")
+    models, weights, expected, moved, _ = start(benchmark, case)
+    records = flower_records(models, weights)
     peer(
         benchmark,
         contender,
@@ -149,3 +215,20 @@ def test_flower(benchmark: Any, contender: Any, case: Any) -> None:
         lambda: utils.aggregate_arrayrecords(records, "num-examples"),
         lambda r: close({k: a.numpy() for k, a in r.items()}, expected, 1e-3),
     )
+
+
+@each_case
+def test_ours_on_flower_records(benchmark: Any, contender: Any, case: Any) -> None:
+    """RecordDict to ArrayRecord, as Flower's function: its bytes in, its bytes out."""
+    app = pytest.importorskip("flwr.app")
+    models, weights, expected, moved, threads = start(benchmark, case)
+    records = flower_records(models, weights)
+
+    def work() -> Any:
+        arrays = [next(iter(r.array_records.values())) for r in records]
+        shares = [next(iter(r.metric_records.values()))["num-examples"] for r in records]
+        return app.ArrayRecord(weighted_mean(arrays, shares, num_threads=threads))
+
+    close({k: a.numpy() for k, a in work().items()}, expected)
+    contender(benchmark, "edgefast, RecordDict to ArrayRecord", ours=True, bytes=moved)
+    benchmark(work)

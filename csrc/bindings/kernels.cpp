@@ -59,5 +59,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     ef::register_sketch(kernels);
     ef::register_sketch_inputs(kernels);
     ef::register_sketch_state(kernels);
-    ef::register_aggregate(kernels);
+    ef::register_aggregate(m, kernels);
+    ef::register_aggregate_robust(kernels);
 }

@@ -23,6 +23,7 @@ ElementType element_type(const pybind11::array& x, int64_t same);
 void register_sketch(KernelsClass& kernels);
 void register_sketch_inputs(KernelsClass& kernels);
 void register_sketch_state(KernelsClass& kernels);
-void register_aggregate(KernelsClass& kernels);
+void register_aggregate(pybind11::module_& module, KernelsClass& kernels);
+void register_aggregate_robust(KernelsClass& kernels);
 
 }  // namespace ef

@@ -2,9 +2,15 @@
 // memory safety needs (dtype, size, contiguity) is checked again here, at the price of a few loads per array.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
+#include "aggregate/binned.hpp"
 #include "aggregate/mean.hpp"
+#include "bindings/arrays.hpp"
 #include "bindings/kernels.hpp"
 
 namespace py = pybind11;
@@ -12,6 +18,19 @@ namespace py = pybind11;
 namespace ef {
 
 namespace {
+
+// Fresh memory comes page by page: for a large block, 2 MiB at a time cost a fraction of 4 KiB at a time.
+void use_huge_pages(char* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kPage = 4096;
+    if (bytes < (size_t{4} << 20)) return;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure changes nothing
+#else
+    (void)data, (void)bytes;
+#endif
+}
 
 DType dtype_of(const py::array& a) {
     const py::dtype dt = a.dtype();
@@ -38,6 +57,9 @@ DType dtype_of(const py::array& a) {
                 break;
             case 'b':
                 return DType::boolean;
+            case 'V':
+                if (size == 2) return DType::bf16;  // numpy has no bfloat16: two bytes without a type
+                break;
             default:
                 break;
         }
@@ -100,47 +122,67 @@ std::vector<void*> targets(const py::list& arrays, const std::vector<TensorSpec>
     return out;
 }
 
-std::vector<double*> sums_of(const py::list& arrays, const std::vector<TensorSpec>& specs) {
-    std::vector<TensorSpec> doubles = specs;
-    for (TensorSpec& s : doubles) s.dtype = DType::f64;
-    std::vector<double*> out;
-    for (void* p : targets(arrays, doubles)) out.push_back(static_cast<double*>(p));
-    return out;
+std::vector<void*> sums_of(const py::list& arrays, std::vector<TensorSpec> specs, bool single) {
+    for (TensorSpec& s : specs) s.dtype = single && holds_single(s.dtype) ? DType::f32 : DType::f64;
+    return targets(arrays, specs);
 }
 
-bool weighted_mean(const Kernels& self, const py::list& rows, const std::vector<double>& weights, double total,
-                   const py::list& outputs, int threads) {
-    if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
-    const auto specs = specs_of(outputs);
-    const auto out = targets(outputs, specs);
+std::vector<BinnedState> states_of(const py::list& bins, const py::list& index, const std::vector<TensorSpec>& specs) {
+    std::vector<TensorSpec> wide = specs, narrow = specs;
+    for (size_t t = 0; t < specs.size(); ++t) {
+        wide[t] = {DType::i64, specs[t].size * binned_folds(specs[t].dtype)};
+        narrow[t].dtype = DType::u8;
+    }
+    const auto a = targets(bins, wide), b = targets(index, narrow);
+    std::vector<BinnedState> states;
+    for (size_t t = 0; t < specs.size(); ++t)
+        states.push_back({static_cast<int64_t*>(a[t]), static_cast<uint8_t*>(b[t])});
+    return states;
+}
+
+// Pointers of every update's arrays, update by update.
+std::vector<const void*> inputs_of(const py::list& rows, const py::list& model, const std::vector<TensorSpec>& specs) {
     std::vector<const void*> inputs;
     inputs.reserve(rows.size() * specs.size());
     for (py::handle row : rows) {
         if (!PyList_Check(row.ptr())) throw py::type_error("expected a list of lists of arrays");
-        pointers(py::reinterpret_borrow<py::list>(row), outputs, specs, inputs);
+        pointers(py::reinterpret_borrow<py::list>(row), model, specs, inputs);
     }
-    py::gil_scoped_release release;
-    return mean_kernels(self.isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), total,
-                                       specs.data(), static_cast<int64_t>(specs.size()), out.data(), threads);
+    return inputs;
 }
 
-void add_weighted(const Kernels& self, const py::list& update, double weight, const py::list& sums, int threads) {
-    const auto specs = specs_of(update);
-    std::vector<const void*> inputs;
-    pointers(update, update, specs, inputs);
-    const auto out = sums_of(sums, specs);
-    py::gil_scoped_release release;
-    mean_kernels(self.isa).add(inputs.data(), weight, specs.data(), static_cast<int64_t>(specs.size()), out.data(),
-                               threads);
-}
-
-void finish_mean(const Kernels& self, const py::list& sums, double total, const py::list& outputs, int threads) {
+bool weighted_mean(const Kernels& self, const py::list& rows, const std::vector<double>& weights, double total,
+                   bool single, const py::list& outputs, int threads) {
+    if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
     const auto specs = specs_of(outputs);
     const auto out = targets(outputs, specs);
-    const auto in = sums_of(sums, specs);
+    const auto inputs = inputs_of(rows, outputs, specs);
     py::gil_scoped_release release;
-    mean_kernels(self.isa).finish(in.data(), total, specs.data(), static_cast<int64_t>(specs.size()), out.data(),
-                                  threads);
+    return mean_kernels(self.isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), total,
+                                       specs.data(), static_cast<int64_t>(specs.size()), single, out.data(), threads);
+}
+
+void add_weighted(const Kernels& self, const py::list& rows, const std::vector<double>& weights, bool single,
+                  bool fresh, const py::list& sums, int threads) {
+    if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
+    if (!PyList_Check(py::handle(rows[0]).ptr())) throw py::type_error("expected a list of lists of arrays");
+    const auto model = py::reinterpret_borrow<py::list>(py::handle(rows[0]));
+    const auto specs = specs_of(model);
+    const auto inputs = inputs_of(rows, model, specs);
+    const auto out = sums_of(sums, specs, single);
+    py::gil_scoped_release release;
+    mean_kernels(self.isa).add(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), specs.data(),
+                               static_cast<int64_t>(specs.size()), single, fresh, out.data(), threads);
+}
+
+void finish_mean(const Kernels& self, const py::list& sums, double total, bool single, const py::list& outputs,
+                 int threads) {
+    const auto specs = specs_of(outputs);
+    const auto out = targets(outputs, specs);
+    const auto in = sums_of(sums, specs, single);
+    py::gil_scoped_release release;
+    mean_kernels(self.isa).finish(in.data(), total, specs.data(), static_cast<int64_t>(specs.size()), single,
+                                  out.data(), threads);
 }
 
 bool all_finite(const Kernels& self, const py::list& update, int threads) {
@@ -149,6 +191,65 @@ bool all_finite(const Kernels& self, const py::list& update, int threads) {
     pointers(update, update, specs, inputs);
     py::gil_scoped_release release;
     return mean_kernels(self.isa).all_finite(inputs.data(), specs.data(), static_cast<int64_t>(specs.size()), threads);
+}
+
+bool binned_mean(const Kernels& self, const py::list& rows, const std::vector<double>& weights, double total,
+                 const py::list& outputs, int threads) {
+    if (rows.empty() || rows.size() != weights.size()) throw py::value_error("expected one weight per update");
+    if (static_cast<int64_t>(rows.size()) > kBinnedTerms) throw py::value_error("expected fewer updates");
+    const auto specs = specs_of(outputs);
+    const auto out = targets(outputs, specs);
+    const auto inputs = inputs_of(rows, outputs, specs);
+    py::gil_scoped_release release;
+    return binned_kernels(self.isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(weights.size()), total,
+                                         specs.data(), static_cast<int64_t>(specs.size()), out.data(), threads);
+}
+
+void binned_add(const Kernels& self, const py::list& update, double weight, const py::list& bins, const py::list& index,
+                int threads) {
+    const auto specs = specs_of(update);
+    std::vector<const void*> inputs;
+    pointers(update, update, specs, inputs);
+    const auto states = states_of(bins, index, specs);
+    py::gil_scoped_release release;
+    binned_kernels(self.isa).add(inputs.data(), weight, specs.data(), static_cast<int64_t>(specs.size()), states.data(),
+                                 threads);
+}
+
+// `model`: arrays of the model's dtypes and sizes, of which only those are looked at.
+void binned_merge(const Kernels& self, const py::list& other_bins, const py::list& other_index, const py::list& bins,
+                  const py::list& index, const py::list& model, int threads) {
+    const auto specs = specs_of(model);
+    const auto others = states_of(other_bins, other_index, specs), states = states_of(bins, index, specs);
+    py::gil_scoped_release release;
+    binned_kernels(self.isa).merge(others.data(), specs.data(), static_cast<int64_t>(specs.size()), states.data(),
+                                   threads);
+}
+
+void binned_finish(const Kernels& self, const py::list& bins, const py::list& index, double total,
+                   const py::list& outputs, int threads) {
+    const auto specs = specs_of(outputs);
+    const auto out = targets(outputs, specs);
+    const auto states = states_of(bins, index, specs);
+    py::gil_scoped_release release;
+    binned_kernels(self.isa).finish(states.data(), total, specs.data(), static_cast<int64_t>(specs.size()), out.data(),
+                                    threads);
+}
+
+// An array whose memory is the tail of a new bytes object that starts with `header`, and whose base is that object: what
+// a kernel writes there is a message without another copy. The caller hands the bytes out only once they are written.
+py::array npy_empty(const py::bytes& header, const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+    char* text = nullptr;
+    Py_ssize_t length = 0;
+    if (PyBytes_AsStringAndSize(header.ptr(), &text, &length) != 0) throw py::error_already_set();
+    py::ssize_t size = dtype.itemsize();
+    for (py::ssize_t n : shape) size *= n;
+    auto whole = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, length + size));
+    if (!whole) throw py::error_already_set();
+    char* const data = PyBytes_AS_STRING(whole.ptr());
+    use_huge_pages(data, static_cast<size_t>(length + size));
+    std::memcpy(data, text, static_cast<size_t>(length));
+    return py::array(dtype, shape, data + length, whole);
 }
 
 // Index of the first array that is not a C-contiguous numpy array of the model's dtype and shape, or -1.
@@ -197,11 +298,26 @@ std::vector<int64_t> overlapping(const Kernels&, const py::list& targets_list, c
 
 }  // namespace
 
-void register_aggregate(KernelsClass& kernels) {
+std::vector<TensorSpec> model_specs(const py::list& model) { return specs_of(model); }
+
+std::vector<const void*> model_inputs(const py::list& rows, const py::list& model, const std::vector<TensorSpec>& specs) {
+    return inputs_of(rows, model, specs);
+}
+
+std::vector<void*> model_targets(const py::list& arrays, const std::vector<TensorSpec>& specs) {
+    return targets(arrays, specs);
+}
+
+void register_aggregate(py::module_& module, KernelsClass& kernels) {
+    module.def("npy_empty", &npy_empty);
     kernels.def("weighted_mean", &weighted_mean);
     kernels.def("add_weighted", &add_weighted);
     kernels.def("finish_mean", &finish_mean);
     kernels.def("all_finite", &all_finite);
+    kernels.def("binned_mean", &binned_mean);
+    kernels.def("binned_add", &binned_add);
+    kernels.def("binned_merge", &binned_merge);
+    kernels.def("binned_finish", &binned_finish);
     kernels.def("first_mismatch", &first_mismatch);
     kernels.def("overlapping", &overlapping);
 }

@@ -1,5 +1,5 @@
-// IEEE 754 binary16 in integers, for levels without conversion instructions. Exact both ways: to nearest even,
-// subnormals, infinities and NaN included, as numpy's casts do (NaN payloads are not kept).
+// IEEE 754 binary16 and bfloat16 in integers, for levels without conversion instructions. Exact both ways: to nearest
+// even, once, subnormals, infinities and NaN included, as numpy's casts do (NaN payloads are not kept).
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,28 @@ static inline uint16_t double_to_half(double d) {
     uint64_t result = base + kept;  // a carry out of the fraction is the next exponent, as it should be
     if (rest > half || (rest == half && (kept & 1))) ++result;
     return static_cast<uint16_t>(sign | result);
+}
+
+static inline double brain_to_double(uint16_t b) {
+    const uint32_t bits = static_cast<uint32_t>(b) << 16;
+    float f;
+    std::memcpy(&f, &bits, sizeof(f));
+    return f;
+}
+
+static inline uint16_t double_to_brain(double d) {
+    // To float32 rounded to odd first: the second rounding then sees what lay below.
+    float f = static_cast<float>(d);
+    uint32_t bits;
+    std::memcpy(&bits, &f, sizeof(bits));
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16 & 0x8000u) | 0x7fc0u);  // NaN
+    const double back = f;
+    if (back != d) {
+        const double magnitude = d < 0 ? -d : d, reached = back < 0 ? -back : back;
+        if (reached > magnitude) --bits;
+        bits |= 1;
+    }
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
 }  // namespace ef

@@ -55,4 +55,12 @@ Isa isa_best() noexcept {
     return Isa::scalar;
 }
 
+bool prefers_prefetch() noexcept {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 }  // namespace ef

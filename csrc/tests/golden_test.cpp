@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "aggregate/binned.hpp"
 #include "aggregate/mean.hpp"
 #include "check.hpp"
 #include "common/half.hpp"
@@ -232,9 +233,67 @@ uint64_t means(ef::Isa isa) {
         void* outputs[] = {a.data(), b.data()};
         const ef::TensorSpec specs[] = {{ef::DType::f32, static_cast<int64_t>(n)}, {ef::DType::f16, static_cast<int64_t>(n)}};
         CHECK(!ef::mean_kernels(isa).mean(inputs.data(), weights.data(), static_cast<int64_t>(clients), total, specs, 2,
-                                          outputs, 2));
+                                          false, outputs, 2));
         hash = fnv(a.data(), n * sizeof(float), hash);
         hash = fnv(b.data(), n * sizeof(uint16_t), hash);
+    }
+    return hash;
+}
+
+// Reproducible means at once and by two accumulators in opposite orders; 0 when the two differ.
+uint64_t binned(ef::Isa isa) {
+    uint64_t hash = kStart;
+    const ef::BinnedKernels& kernels = ef::binned_kernels(isa);
+    for (size_t clients : {1u, 3u, 17u}) {
+        const size_t n = 1003;
+        std::vector<std::vector<float>> singles;
+        std::vector<std::vector<uint16_t>> brains;
+        std::vector<std::vector<double>> doubles;
+        std::vector<const void*> inputs;
+        std::vector<double> weights;
+        double total = 0;
+        for (size_t k = 0; k < clients; ++k) {
+            singles.push_back(numbers<float>(n, k));
+            doubles.push_back(numbers<double>(n, k + 50));
+            brains.emplace_back(n);
+            for (size_t i = 0; i < n; ++i) {
+                brains[k][i] = ef::double_to_brain(doubles[k][i]);
+                for (size_t e = 0; e < (i * 7 + k * 13) % 60; ++e) doubles[k][i] *= 32;
+            }
+            weights.push_back(static_cast<double>(k * 7 + 1) / 3);
+            total += weights.back();
+        }
+        for (size_t k = 0; k < clients; ++k) {
+            inputs.push_back(singles[k].data());
+            inputs.push_back(brains[k].data());
+            inputs.push_back(doubles[k].data());
+        }
+        const auto size = static_cast<int64_t>(n);
+        const ef::TensorSpec specs[] = {{ef::DType::f32, size}, {ef::DType::bf16, size}, {ef::DType::f64, size}};
+        std::vector<float> a(n), a2(n);
+        std::vector<uint16_t> b(n), b2(n);
+        std::vector<double> c(n), c2(n);
+        void* outputs[] = {a.data(), b.data(), c.data()};
+        void* again[] = {a2.data(), b2.data(), c2.data()};
+        CHECK(!kernels.mean(inputs.data(), weights.data(), static_cast<int64_t>(clients), total, specs, 3, outputs, 2));
+        std::vector<int64_t> bins[2][3];
+        std::vector<uint8_t> index[2][3];
+        ef::BinnedState states[2][3];
+        for (int s = 0; s < 2; ++s) {
+            for (int t = 0; t < 3; ++t) {
+                const int folds = ef::binned_folds(specs[t].dtype);
+                bins[s][t].assign(n * static_cast<size_t>(folds), 0);
+                index[s][t].assign(n, static_cast<uint8_t>(folds - 1));
+                states[s][t] = {bins[s][t].data(), index[s][t].data()};
+            }
+        }
+        for (size_t k = clients; k-- > 0;) kernels.add(&inputs[3 * k], weights[k], specs, 3, states[k % 2], 1);
+        kernels.merge(states[1], specs, 3, states[0], 1);
+        kernels.finish(states[0], total, specs, 3, again, 1);
+        if (a != a2 || b != b2 || std::memcmp(c.data(), c2.data(), n * sizeof(double)) != 0) return 0;
+        hash = fnv(a.data(), n * sizeof(float), hash);
+        hash = fnv(b.data(), n * sizeof(uint16_t), hash);
+        hash = fnv(c.data(), n * sizeof(double), hash);
     }
     return hash;
 }
@@ -246,6 +305,9 @@ void known_answers() {
         const bool nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
         const uint16_t back = ef::double_to_half(ef::half_to_double(static_cast<uint16_t>(h)));
         CHECK(nan ? (back & 0x7fff) > 0x7c00 : back == h);
+        const bool not_brain = (h & 0x7f80) == 0x7f80 && (h & 0x7f);
+        const uint16_t brain = ef::double_to_brain(ef::brain_to_double(static_cast<uint16_t>(h)));
+        CHECK(not_brain ? (brain & 0x7fff) > 0x7f80 : brain == h);
     }
 }
 
@@ -257,9 +319,9 @@ int main() {
     bool same = true;
     for (ef::Isa isa : levels) {
         if (!ef::isa_supported(isa)) continue;
-        const uint64_t f32 = sketches<float>(isa), f64 = sketches<double>(isa), mean = means(isa);
-        std::printf("%-7s sketch f32 %016" PRIx64 "  f64 %016" PRIx64 "  mean %016" PRIx64 "\n", ef::isa_name(isa), f32,
-                    f64, mean);
+        const uint64_t f32 = sketches<float>(isa), f64 = sketches<double>(isa), mean = means(isa), exact = binned(isa);
+        std::printf("%-7s sketch f32 %016" PRIx64 "  f64 %016" PRIx64 "  mean %016" PRIx64 "  binned %016" PRIx64 "\n",
+                    ef::isa_name(isa), f32, f64, mean, exact);
         const uint64_t m32 = more_sketches<float>(isa), m64 = more_sketches<double>(isa);
         std::printf("        countsketch, sparse, rotation f32 %016" PRIx64 "  f64 %016" PRIx64 "\n", m32, m64);
         same = same && m32 == 0x2437bbb502c63a0cull && m64 == 0x79841d0069ed1fabull;
@@ -272,7 +334,8 @@ int main() {
         // Two sets of bits: fused multiply-add, or a rounding for the product and one for the sum.
         same = same && g32 == (isa == ef::Isa::scalar ? 0x69f81e420fdc9728ull : 0x51c249a5fc9e7019ull) &&
                g64 == (isa == ef::Isa::scalar ? 0x366b85edc7beaee7ull : 0x4f97f54746048e5full);
-        same = same && f32 == 0xcedbac627380ecddull && f64 == 0xbd33beb9bf10181bull && mean == 0xb415baebb9a42c75ull;
+        same = same && f32 == 0xcedbac627380ecddull && f64 == 0xbd33beb9bf10181bull && mean == 0xb415baebb9a42c75ull &&
+               exact == 0x259e3b324ec9432full;
     }
     CHECK(same);
     std::puts("golden_test: ok");

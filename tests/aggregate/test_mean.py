@@ -345,7 +345,11 @@ def test_updates_that_are_none(backend: str, updates: Any, error: type[Exception
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"accumulate": "float32"}, ValueError, "accumulate: expected one of float64, got 'float32'"),
+        (
+            {"accumulate": "float16"},
+            ValueError,
+            "accumulate: expected one of float64, float32, reproducible, got 'float16'",
+        ),
         ({"ints": "mean"}, ValueError, "ints: expected one of round, max, first, skip, error, got 'mean'"),
         ({"nonfinite": True}, ValueError, "nonfinite: expected one of raise, drop, propagate, got True"),
         ({"num_threads": 0}, ValueError, "num_threads: expected a positive integer, got 0"),
@@ -459,7 +463,7 @@ def test_out_may_overlap_an_update(backend: str, shift: int) -> None:
         (np.zeros(4, np.float32), ShapeMismatch, r"client out: expected shape \(3,\), got \(4,\)"),
         (np.zeros(3), DtypeMismatch, "client out: expected float32, got float64"),
         ([F32], StructureMismatch, "client out: expected an array, got a list"),
-        (3.0, TypeError, "out: expected a numpy array, got float"),
+        (3.0, TypeError, "out: expected a numpy array or a torch tensor, got float"),
         (np.broadcast_to(F32[:1], 3), ValueError, "out: expected a writeable array, got a read-only one"),
     ],
 )

@@ -1,27 +1,63 @@
-"""Weighted combination of model updates: read once, in place, dtypes kept."""
+"""Combination of model updates, weighted and robust: read once, in place, dtypes kept."""
 
 from __future__ import annotations
 
+from edgefast.aggregate._info import RuleInfo
 from edgefast.aggregate.accumulator import MeanAccumulator
+from edgefast.aggregate.average import average_checkpoints
+from edgefast.aggregate.checkpoints import map_checkpoint
 from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
     NonFiniteUpdate,
     ShapeMismatch,
     StructureMismatch,
+    TooFewUpdates,
     UpdateError,
     ZeroWeightError,
 )
+from edgefast.aggregate.geometry import (
+    bucketing,
+    centered_clip,
+    clip_by_global_norm,
+    geometric_median,
+    nnm,
+    weiszfeld_weights,
+)
+from edgefast.aggregate.gram import GramAccumulator
 from edgefast.aggregate.mean import weighted_mean
+from edgefast.aggregate.order import meamed, median, trimmed_mean
+from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
+from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [
     "DtypeMismatch",
+    "GramAccumulator",
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
+    "RuleInfo",
     "ShapeMismatch",
     "StructureMismatch",
+    "TooFewUpdates",
+    "TrimmedMeanAccumulator",
     "UpdateError",
     "ZeroWeightError",
+    "average_checkpoints",
+    "bucketing",
+    "bulyan",
+    "centered_clip",
+    "clip_by_global_norm",
+    "geometric_median",
+    "krum",
+    "krum_scores",
+    "map_checkpoint",
+    "meamed",
+    "median",
+    "multi_krum",
+    "nnm",
+    "pairwise_sq_distances",
+    "trimmed_mean",
     "weighted_mean",
+    "weiszfeld_weights",
 ]

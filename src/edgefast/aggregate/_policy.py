@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,14 +11,32 @@ import numpy as np
 from edgefast.aggregate.errors import DtypeMismatch, IntegerRange
 from edgefast.backends.table import Array
 
-__all__ = ["Ints", "Nonfinite", "check_accumulate", "check_choice", "check_integers", "one_weight", "weights_of"]
+__all__ = [
+    "MOST_UPDATES",
+    "Accumulate",
+    "Ints",
+    "Nonfinite",
+    "check_choice",
+    "check_integers",
+    "check_options",
+    "exact_float",
+    "exact_weight",
+    "one_weight",
+    "weights_of",
+]
 
+Accumulate = Literal["float64", "float32", "reproducible"]
 Ints = Literal["round", "max", "first", "skip", "error"]
 Nonfinite = Literal["raise", "drop", "propagate"]
+ACCUMULATE = ("float64", "float32", "reproducible")
 INTS = ("round", "max", "first", "skip", "error")
 NONFINITE = ("raise", "drop", "propagate")
 _EXACT = 2**53
-_LEAST, _MOST = 2.0**-900, 2.0**900
+#: Exponents of the smallest and largest weight: products then neither overflow nor lose digits by themselves.
+_RANGE = {"float64": 900, "reproducible": 900, "float32": 60}
+#: What one reproducible sum may hold (csrc/aggregate/binned.hpp: kBinnedTerms).
+MOST_UPDATES = 2**20 - 1
+_UNIT_BITS = 952  # 2**-900 with its 52 digits after the first is a multiple of 2**-952
 
 
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
@@ -26,11 +44,15 @@ def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def check_accumulate(value: object) -> None:
-    check_choice(value, "accumulate", ("float64",))
+def check_options(accumulate: object, ints: object, nonfinite: object) -> None:
+    check_choice(accumulate, "accumulate", ACCUMULATE)
+    check_choice(ints, "ints", INTS)
+    check_choice(nonfinite, "nonfinite", NONFINITE)
+    if accumulate == "reproducible" and ints == "first":
+        raise ValueError("ints: expected other than 'first' with accumulate='reproducible': it depends on the order")
 
 
-def one_weight(value: Any, name: str) -> float:
+def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
     """0, or a weight that neither overflows nor loses digits in a product, as a float."""
     if isinstance(value, (str, bytes)) or value is None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
@@ -40,12 +62,13 @@ def one_weight(value: Any, name: str) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     if not math.isfinite(weight) or weight < 0:
         raise ValueError(f"{name}: expected a finite weight >= 0, got {weight}")
-    if weight and not _LEAST <= weight <= _MOST:
-        raise ValueError(f"{name}: expected 0 or a weight from 2**-900 to 2**900, got {weight}")
+    most = _RANGE[accumulate]
+    if weight and not 2.0**-most <= weight <= 2.0**most:
+        raise ValueError(f"{name}: expected 0 or a weight from 2**-{most} to 2**{most}, got {weight}")
     return weight
 
 
-def weights_of(weights: Sequence[float] | Array | None, count: int) -> list[float]:
+def weights_of(weights: Sequence[float] | Array | None, count: int, accumulate: str = "float64") -> list[float]:
     """`count` weights; all one when None."""
     if weights is None:
         return [1.0] * count
@@ -55,11 +78,32 @@ def weights_of(weights: Sequence[float] | Array | None, count: int) -> list[floa
         raise TypeError(f"weights: expected a sequence of numbers, got {type(weights).__name__}") from None
     if len(found) != count:
         raise ValueError(f"weights: expected {count} weights, one per update, got {len(found)}")
-    return [one_weight(w, f"weights[{i}]") for i, w in enumerate(found)]
+    return [one_weight(w, f"weights[{i}]", accumulate) for i, w in enumerate(found)]
+
+
+def exact_weight(weight: float) -> int:
+    """A weight in units of 2**-952: sums of these do not depend on the order."""
+    numerator, denominator = weight.as_integer_ratio()
+    return (numerator << _UNIT_BITS) // denominator
+
+
+def exact_float(units: int) -> float:
+    """The float nearest to a sum of exact_weight."""
+    return units / (1 << _UNIT_BITS)
+
+
+def total_of(weights: Iterable[float], accumulate: str) -> float:
+    """Sum of weights: in their order, or for "reproducible" the float nearest to the exact sum."""
+    if accumulate == "reproducible":
+        return exact_float(sum(map(exact_weight, weights)))
+    total = 0.0
+    for w in weights:
+        total += w
+    return total
 
 
 def is_float(array: Array) -> bool:
-    return array.dtype.kind == "f"
+    return array.dtype.kind in "fV"
 
 
 def averaged(template: list[Array], keys: list[str], ints: Ints) -> list[int]:
@@ -73,10 +117,10 @@ def averaged(template: list[Array], keys: list[str], ints: Ints) -> list[int]:
     return floats
 
 
-def check_integers(arrays: list[Array], keys: list[str], client: object) -> None:
+def check_integers(arrays: list[Any], keys: list[str], client: object) -> None:
     """Raises IntegerRange when a 64-bit integer lies beyond 2**53, where binary64 no longer holds every integer."""
     for key, a in zip(keys, arrays, strict=True):
-        if a.dtype.kind in "iu" and a.dtype.itemsize == 8 and a.size:
+        if a is not None and a.dtype.kind in "iu" and a.dtype.itemsize == 8 and a.size:
             for value in (int(a.max()), int(a.min())):
                 if abs(value) > _EXACT:
                     expected = "integers within +-2**53 (ints='round'; 'max', 'first' and 'skip' keep any)"

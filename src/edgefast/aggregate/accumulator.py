@@ -7,47 +7,52 @@ import json
 import struct
 import threading
 import zlib
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from edgefast import backends
 from edgefast.aggregate import _policy
-from edgefast.aggregate._policy import Ints, Nonfinite
+from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._template import DTYPES, Template
 from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error
-from edgefast.backends.table import Array
+from edgefast.backends.table import BF16, Array, binned_folds, holds_single
 
 __all__ = ["MeanAccumulator"]
 
 _MAGIC: Final = b"EFMA"
-_VERSION: Final = 1
 # magic, version, length of the JSON part, total weight, count, dropped; then JSON, then the tensors, then the CRC-32.
 _HEADER: Final = struct.Struct("<4sHxxIdQQ")
 _CHECKSUM: Final = struct.Struct("<I")
 _MAX_DEPTH: Final = 64
+#: Indices of csrc/aggregate/binned.hpp: the highest bin, and the flags of non-finite coordinates.
+_TOP_BIN: Final = 46
+_FLAGS: Final = 253
 
 
 class MeanAccumulator:
     """Streaming weighted mean: add updates as they arrive, merge with other accumulators, read the result any time.
 
-    Holds 8 bytes per parameter, whatever the number of updates. Adding K updates gives the same bits as
-    `weighted_mean` of them in the same order; a merge adds one rounding per parameter. Methods may be called from
-    several threads at once; the kernels release the GIL.
+    Holds 8 bytes per parameter ("float32": 4; "reproducible": 17, or 25 for float64 and 32- and 64-bit integers),
+    whatever the number of updates. Adding K updates gives the same bits as `weighted_mean` of them in the same order;
+    with accumulate="reproducible" in any order, and through any tree of merges; otherwise a merge adds one rounding per
+    parameter. Methods may be called from several threads at once; the kernels release the GIL.
 
     Args:
         template: an update (see weighted_mean) whose containers, keys, shapes and dtypes every other has to have.
-            Its values only matter to ints="skip".
-        accumulate: "float64".
+            Its values only matter to ints="skip". The result's leaves are of the kind of the template's.
+        accumulate: "float64", "float32" or "reproducible", as in weighted_mean.
         ints: what happens to integer and bool tensors, as in weighted_mean; "skip" gives the template's value.
         nonfinite: what an update with NaN or infinity does: "raise" (it is not added), "drop" (it is counted in
             `dropped` and not added) or "propagate".
+        partial: updates may lack dict keys; each tensor is divided by the weight of the updates that have it.
         num_threads: threads to use; None for the default (see edgefast.using).
 
     Raises:
         DtypeMismatch: the template holds something that cannot be averaged.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or ints="first" with accumulate="reproducible".
 
     Examples:
         >>> import numpy as np
@@ -65,17 +70,17 @@ class MeanAccumulator:
         self,
         template: Any,
         *,
-        accumulate: Literal["float64"] = "float64",
+        accumulate: Accumulate = "float64",
         ints: Ints = "round",
         nonfinite: Nonfinite = "raise",
+        partial: bool = False,
         num_threads: int | None = None,
     ) -> None:
-        _policy.check_accumulate(accumulate)
-        _policy.check_choice(ints, "ints", _policy.INTS)
-        _policy.check_choice(nonfinite, "nonfinite", _policy.NONFINITE)
+        _policy.check_options(accumulate, ints, nonfinite)
         if num_threads is not None:
             backends.num_threads(num_threads)
-        self._template = Template(template, client="template")
+        self._template = Template(template, client="template", partial=bool(partial))
+        self._accumulate: Accumulate = accumulate
         self._ints: Ints = ints
         self._nonfinite: Nonfinite = nonfinite
         self._num_threads = num_threads
@@ -83,25 +88,55 @@ class MeanAccumulator:
         self._averaged = _policy.averaged(self._template.arrays, self._template.keys, ints)
         if ints == "skip":
             # The template's integers are part of the result: keep their values, not a view of the caller's arrays.
-            self._template.arrays = [a if a.dtype.kind == "f" else a.copy() for a in self._template.arrays]
-        self._clear()
+            self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
+        self._allocate()
+        self._forget()
 
-    def _clear(self) -> None:
+    def _allocate(self) -> None:
         chosen = set(self._averaged)
-        # One array per tensor: float64 sums, or the running value of an integer tensor under "max" and "first".
-        self._sums: list[Array] = [
-            np.zeros(a.shape, np.float64 if t in chosen else a.dtype) for t, a in enumerate(self._template.arrays)
-        ]
-        self._weight = 0.0
+        # One array per tensor: sums, or the running value of an integer tensor under "max" and "first".
+        # Reproducible sums are int64 bins (folds, ...) with a uint8 index each.
+        self._sums: list[Array] = []
+        self._index: list[Array | None] = []
+        for t, a in enumerate(self._template.arrays):
+            index = None
+            if t not in chosen:
+                sums = np.zeros(a.shape, a.dtype)
+            elif self._accumulate == "reproducible":
+                folds = binned_folds(a.dtype)
+                sums, index = np.zeros((folds, *a.shape), np.int64), np.full(a.shape, folds - 1, np.uint8)
+            else:
+                sums = np.zeros(a.shape, _sum_dtype(a.dtype, self._accumulate))
+            self._sums.append(sums)
+            self._index.append(index)
+
+    def _forget(self) -> None:
+        # Sums of weights: floats, or for "reproducible" exact integers (units of 2**-952). With `partial` also per
+        # tensor, with the number of updates that had it.
+        self._total: float | int = 0
         self._count = 0
         self._dropped = 0
+        tensors = len(self._sums) if self._template.partial else 0
+        self._totals: list[float | int] = [0] * tensors
+        self._counts: list[int] = [0] * tensors
+        # Whether the sums hold rubbish: the first update overwrites them without reading, others clear them first.
+        self._stale = False
+
+    def _settle(self) -> None:
+        """Clear the sums where a reset left that to whoever reads them next."""
+        if self._stale:
+            self._stale = False
+            for sums, index in zip(self._sums, self._index, strict=True):
+                sums.fill(0)
+                if index is not None:
+                    index.fill(len(sums) - 1)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
     @property
     def weight(self) -> float:
         """Sum of the weights added so far."""
-        return self._weight
+        return self._as_float(self._total)
 
     @property
     def count(self) -> int:
@@ -116,7 +151,10 @@ class MeanAccumulator:
     @property
     def nbytes(self) -> int:
         """Bytes of the accumulated state."""
-        return sum(s.nbytes for s in self._sums)
+        return sum(s.nbytes for s in self._sums) + sum(i.nbytes for i in self._index if i is not None)
+
+    def _as_float(self, total: float | int) -> float:
+        return _policy.exact_float(int(total)) if self._accumulate == "reproducible" else float(total)
 
     # ---- adding ------------------------------------------------------------------------------------------------
 
@@ -126,40 +164,115 @@ class MeanAccumulator:
         Args:
             update: an update of the template's structure; it is read once (twice when non-finite values are looked
                 for) and not kept.
-            weight: 0, or from 2**-900 to 2**900; an update of weight 0 is not read.
+            weight: 0, or within the bounds of weighted_mean; an update of weight 0 is not read.
             client: name for error messages; None for the running number.
 
         Raises:
             StructureMismatch, ShapeMismatch, DtypeMismatch, NonFiniteUpdate, IntegerRange: as weighted_mean.
-            ValueError, TypeError: the weight is out of range, or no number.
+            ValueError, TypeError: the weight is out of range, or no number; or a reproducible accumulator is full
+                (2**20 - 1 updates).
         """
-        w = _policy.one_weight(weight, "weight")
+        w = _policy.one_weight(weight, "weight", self._accumulate)
         if w == 0:
             return
-        name = self._count if client is None else client
+        self._add([self._read(update, self._count if client is None else client)], [w])
+
+    def add_many(
+        self,
+        updates: Sequence[Any],
+        weights: Sequence[float] | Array | None = None,
+        *,
+        clients: Sequence[object] | None = None,
+    ) -> None:
+        """Add several updates at once: the bits of adding them one by one in this order, for less memory traffic.
+
+        On an error nothing has been added.
+
+        Args:
+            updates: updates of the template's structure.
+            weights: one weight each; None for equal ones.
+            clients: names for error messages; None for running numbers.
+
+        Raises:
+            ValueError: a wrong number of weights or clients, and what `add` raises.
+        """
+        found = _policy.weights_of(weights, len(updates), self._accumulate)
+        if clients is not None and len(clients) != len(updates):
+            raise ValueError(f"clients: expected {len(updates)} names, one per update, got {len(clients)}")
+        first = self._count
+        names = range(first, first + len(updates)) if clients is None else clients
+        chosen = [(u, w, n) for u, w, n in zip(updates, found, names, strict=True) if w > 0]
+        self._add([self._read(u, name) for u, _, name in chosen], [w for _, w, _ in chosen])
+
+    def _read(self, update: Any, name: object) -> list[Any] | None:
+        """The update's arrays after every check; None when it is to be dropped."""
         arrays = self._template.flatten(update, name)
         keys = self._template.keys
         if self._ints == "round":
             _policy.check_integers(arrays, keys, name)
+        if self._nonfinite == "propagate":
+            return arrays
+        here = [t for t in self._averaged if arrays[t] is not None]
+        inputs = [arrays[t] for t in here]
+        if backends.kernels().all_finite(inputs, backends.num_threads(self._num_threads)):
+            return arrays
+        if self._nonfinite == "raise":
+            raise nonfinite_error(inputs, [keys[t] for t in here], name)
+        return None
+
+    def _add(self, models: list[list[Any] | None], weights: list[float]) -> None:
+        used = [(m, w) for m, w in zip(models, weights, strict=True) if m is not None]
+        with self._lock:
+            self._dropped += len(models) - len(used)
+            if not used:
+                return
+            if self._accumulate == "reproducible" and self._count + len(used) > _policy.MOST_UPDATES:
+                raise ValueError(f"accumulator: expected at most {_policy.MOST_UPDATES} updates in reproducible sums")
+            if self._template.partial:
+                for m, w in used:
+                    here = [t for t in self._averaged if m[t] is not None]
+                    self._accumulate_rows([[m[t] for t in here]], [w], here)
+            else:
+                everything = len(self._averaged) == len(self._sums)
+                rows = [m if everything else [m[t] for t in self._averaged] for m, _ in used]
+                self._accumulate_rows(rows, [w for _, w in used], self._averaged)
+            for m, w in used:
+                for t in self._kept():
+                    if m[t] is None:
+                        continue
+                    if self._count_of(t) == 0:
+                        np.copyto(self._sums[t], m[t])
+                    elif self._ints == "max":
+                        np.maximum(self._sums[t], m[t], out=self._sums[t])
+                units = _policy.exact_weight(w) if self._accumulate == "reproducible" else w
+                self._total += units
+                self._count += 1
+                for t in range(len(self._totals)):
+                    if m[t] is not None:
+                        self._totals[t] += units
+                        self._counts[t] += 1
+
+    def _accumulate_rows(self, rows: list[list[Array]], weights: list[float], tensors: list[int]) -> None:
         threads = backends.num_threads(self._num_threads)
         kernels = backends.kernels()
-        chosen = self._averaged
-        inputs = [arrays[t] for t in chosen]
-        if self._nonfinite != "propagate" and not kernels.all_finite(inputs, threads):
-            if self._nonfinite == "raise":
-                raise nonfinite_error(inputs, [keys[t] for t in chosen], name)
-            with self._lock:
-                self._dropped += 1
+        sums = [self._sums[t] for t in tensors]
+        if self._accumulate == "reproducible":
+            self._settle()
+            index = self._indices(tensors)
+            for row, w in zip(rows, weights, strict=True):
+                kernels.binned_add(row, w, sums, index, threads)
             return
-        with self._lock:
-            kernels.add_weighted(inputs, w, [self._sums[t] for t in chosen], threads)
-            for t in self._kept():
-                if self._count == 0:
-                    np.copyto(self._sums[t], arrays[t])
-                elif self._ints == "max":
-                    np.maximum(self._sums[t], arrays[t], out=self._sums[t])
-            self._weight += w
-            self._count += 1
+        fresh = self._count == 0 and not self._template.partial
+        if not fresh:
+            self._settle()
+        kernels.add_weighted(rows, weights, self._accumulate == "float32", fresh, sums, threads)
+        self._stale = False
+
+    def _indices(self, tensors: list[int]) -> list[Array]:
+        return [index for t in tensors if (index := self._index[t]) is not None]
+
+    def _count_of(self, t: int) -> int:
+        return self._counts[t] if self._counts else self._count
 
     def _kept(self) -> list[int]:
         """Integer tensors that carry a value of their own: those of "max" and "first"."""
@@ -173,6 +286,7 @@ class MeanAccumulator:
         Raises:
             TypeError: other is no MeanAccumulator.
             StructureMismatch: its template or options differ.
+            ValueError: a reproducible accumulator would hold more than 2**20 - 1 updates.
         """
         if not isinstance(other, MeanAccumulator):
             raise TypeError(f"other: expected a MeanAccumulator, got {type(other).__name__}")
@@ -180,25 +294,44 @@ class MeanAccumulator:
             raise StructureMismatch.of("other", None, mine, theirs)
         snapshot = other.copy()
         with self._lock:
-            for t in self._averaged:
-                self._sums[t] += snapshot._sums[t]
+            self._settle()
+            if self._accumulate == "reproducible":
+                if self._count + snapshot._count > _policy.MOST_UPDATES:
+                    raise ValueError(
+                        f"accumulator: expected at most {_policy.MOST_UPDATES} updates in reproducible sums"
+                    )
+                backends.kernels().binned_merge(
+                    [snapshot._sums[t] for t in self._averaged],
+                    snapshot._indices(self._averaged),
+                    [self._sums[t] for t in self._averaged],
+                    self._indices(self._averaged),
+                    [self._template.arrays[t] for t in self._averaged],
+                    backends.num_threads(self._num_threads),
+                )
+            else:
+                with np.errstate(all="ignore"):
+                    for t in self._averaged:
+                        self._sums[t] += snapshot._sums[t]
             for t in self._kept():
-                if snapshot._count and (self._count == 0):
+                if snapshot._count_of(t) and self._count_of(t) == 0:
                     np.copyto(self._sums[t], snapshot._sums[t])
-                elif snapshot._count and self._ints == "max":
+                elif snapshot._count_of(t) and self._ints == "max":
                     np.maximum(self._sums[t], snapshot._sums[t], out=self._sums[t])
-            self._weight += snapshot._weight
+            self._total += snapshot._total
             self._count += snapshot._count
             self._dropped += snapshot._dropped
+            self._totals = [a + b for a, b in zip(self._totals, snapshot._totals, strict=True)]
+            self._counts = [a + b for a, b in zip(self._counts, snapshot._counts, strict=True)]
 
     def __iadd__(self, other: MeanAccumulator) -> MeanAccumulator:
         self.merge(other)
         return self
 
     def reset(self) -> None:
-        """Forget every update."""
+        """Forget every update; the memory is kept."""
         with self._lock:
-            self._clear()
+            self._forget()
+            self._stale = True
 
     # ---- result ------------------------------------------------------------------------------------------------
 
@@ -209,43 +342,61 @@ class MeanAccumulator:
             out: containers of arrays like the template, for the result.
 
         Raises:
-            ZeroWeightError: nothing has been added.
+            ZeroWeightError: nothing has been added; with `partial`, no update had some key.
             StructureMismatch, ShapeMismatch, DtypeMismatch, TypeError, ValueError: out does not fit.
         """
         with self._lock:
-            if self._weight == 0:
+            if self._total == 0:
                 raise ZeroWeightError("expected at least one update of weight above 0, got none")
+            groups: dict[float | int, list[int]] = {}
+            if self._template.partial:
+                for t, total in enumerate(self._totals):
+                    if total == 0 and not (self._ints == "skip" and t not in set(self._averaged)):
+                        raise ZeroWeightError.of(
+                            "any", self._template.keys[t], "at least one update of weight above 0 that has it", "none"
+                        )
+                for t in self._averaged:
+                    groups.setdefault(self._totals[t], []).append(t)
+            else:
+                groups[self._total] = self._averaged
             targets, copies = self._template.outputs(out, [])
-            chosen = self._averaged
-            backends.kernels().finish_mean(
-                [self._sums[t] for t in chosen],
-                self._weight,
-                [targets[t] for t in chosen],
-                backends.num_threads(self._num_threads),
-            )
-            for t in set(range(len(targets))) - set(chosen):
+            for total, tensors in groups.items():
+                self._finish(self._as_float(total), tensors, [targets[t] for t in tensors])
+            for t in set(range(len(targets))) - set(self._averaged):
                 np.copyto(targets[t], self._template.arrays[t] if self._ints == "skip" else self._sums[t])
         for source, target in copies:
             np.copyto(target, source)
         return self._template.build(targets) if out is None else out
 
+    def _finish(self, total: float, tensors: list[int], targets: list[Array]) -> None:
+        threads = backends.num_threads(self._num_threads)
+        sums = [self._sums[t] for t in tensors]
+        if self._accumulate == "reproducible":
+            backends.kernels().binned_finish(sums, self._indices(tensors), total, targets, threads)
+        else:
+            backends.kernels().finish_mean(sums, total, self._accumulate == "float32", targets, threads)
+
     # ---- value semantics and wire form ---------------------------------------------------------------------------
 
     def _signature(self) -> dict[str, Any]:
-        return {
+        signature = {
             "structure": _plain(self._template.structure),
-            "tensors": [[a.dtype.str[1:], list(a.shape)] for a in self._template.arrays],
+            "tensors": [[_code(a.dtype), list(a.shape)] for a in self._template.arrays],
             "ints": self._ints,
             "nonfinite": self._nonfinite,
-            "accumulate": "float64",
+            "accumulate": self._accumulate,
         }
+        return {**signature, "partial": True} if self._template.partial else signature
 
     def copy(self) -> MeanAccumulator:
         """An independent accumulator in the same state."""
         clone = object.__new__(MeanAccumulator)
         with self._lock:
+            self._settle()
             clone.__dict__.update(self.__dict__)
             clone._sums = [s.copy() for s in self._sums]
+            clone._index = [None if i is None else i.copy() for i in self._index]
+            clone._totals, clone._counts = list(self._totals), list(self._counts)
         clone._lock = threading.Lock()
         return clone
 
@@ -260,19 +411,28 @@ class MeanAccumulator:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MeanAccumulator):
             return NotImplemented
+        for one in (self, other):
+            with one._lock:
+                one._settle()
         return (
             self._signature() == other._signature()
-            and (self._weight, self._count, self._dropped) == (other._weight, other._count, other._dropped)
+            and (self._total, self._count, self._dropped) == (other._total, other._count, other._dropped)
+            and (self._totals, self._counts) == (other._totals, other._counts)
             and all(a.tobytes() == b.tobytes() for a, b in zip(self._sums, other._sums, strict=True))
+            and all(
+                a is None or b is None or a.tobytes() == b.tobytes()
+                for a, b in zip(self._index, other._index, strict=True)
+            )
         )
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         parameters = sum(a.size for a in self._template.arrays)
+        kind = "" if self._accumulate == "float64" else f" ({self._accumulate})"
         return (
-            f"<MeanAccumulator of {len(self._sums)} tensors, {parameters} parameters: "
-            f"{self._count} updates, weight {self._weight:g}>"
+            f"<MeanAccumulator{kind} of {len(self._sums)} tensors, {parameters} parameters: "
+            f"{self._count} updates, weight {self.weight:g}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -281,17 +441,33 @@ class MeanAccumulator:
     def to_bytes(self) -> bytes:
         """The whole state, versioned, little-endian, with a checksum; layout in docs/aggregate.md.
 
+        Kinds of leaves (torch, Flower) are not part of it: from_bytes gives numpy arrays.
+
         Raises:
             TypeError: a dict key of the template is no string.
         """
         with self._lock:
-            meta = json.dumps(self._signature(), separators=(",", ":")).encode()
-            parts = [_HEADER.pack(_MAGIC, _VERSION, len(meta), self._weight, self._count, self._dropped), meta]
+            self._settle()
+            meta = self._signature()
+            # Version 1 where it can say everything: what reads it goes on reading it.
+            plain = self._accumulate == "float64" and not self._template.partial
+            version = 1 if plain and not any(a.dtype == BF16 for a in self._template.arrays) else 2
+            if version == 2:
+                meta["total"] = _number(self._total)
+                if self._template.partial:
+                    meta["totals"], meta["counts"] = [_number(w) for w in self._totals], self._counts
+            text = json.dumps(meta, separators=(",", ":")).encode()
+            header = _HEADER.pack(_MAGIC, version, len(text), self.weight, self._count, self._dropped)
+            parts: list[bytes] = [header, text]
             for t, total in enumerate(self._sums):
                 source = self._template.arrays[t] if self._ints == "skip" and t not in self._averaged else total
-                parts.append(source.astype(source.dtype.newbyteorder("<"), copy=False).tobytes())
-        body = b"".join(parts)
-        return body + _CHECKSUM.pack(zlib.crc32(body))
+                parts.append(_little(source))
+                if (index := self._index[t]) is not None:
+                    parts.append(index.tobytes())
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        return b"".join([*parts, _CHECKSUM.pack(crc)])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MeanAccumulator:
@@ -311,8 +487,8 @@ class MeanAccumulator:
         magic, version, meta_length, weight, count, dropped = _HEADER.unpack_from(raw)
         if magic != _MAGIC:
             raise ValueError(f"accumulator: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != _VERSION:
-            raise ValueError(f"accumulator: expected version {_VERSION}, got version {version}")
+        if version not in (1, 2):
+            raise ValueError(f"accumulator: expected version 1 or 2, got version {version}")
         body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
         if zlib.crc32(body) != checksum:
             raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
@@ -322,58 +498,133 @@ class MeanAccumulator:
             )
         payload = body[_HEADER.size + meta_length :]
         try:
-            return cls._restore(
-                json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length])), payload, weight, count, dropped
-            )
+            meta = json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length]))
+            return cls._restore(version, meta, payload, weight, count, dropped)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"accumulator: the description does not hold together ({error})") from None
 
     @classmethod
-    def _restore(cls, meta: Any, payload: memoryview, weight: float, count: int, dropped: int) -> MeanAccumulator:
-        if set(meta) != {"structure", "tensors", "ints", "nonfinite", "accumulate"}:
+    def _restore(
+        cls, version: int, meta: Any, payload: memoryview, weight: float, count: int, dropped: int
+    ) -> MeanAccumulator:
+        partial = version == 2 and "partial" in meta
+        expected = {"structure", "tensors", "ints", "nonfinite", "accumulate"} | ({"total"} if version == 2 else set())
+        if set(meta) != expected | ({"partial", "totals", "counts"} if partial else set()):
             raise ValueError("unexpected fields")
-        ints, nonfinite = meta["ints"], meta["nonfinite"]
-        _policy.check_accumulate(meta["accumulate"])
-        _policy.check_choice(ints, "ints", _policy.INTS)
-        _policy.check_choice(nonfinite, "nonfinite", _policy.NONFINITE)
-        if not (0 <= weight < float("inf")) or (count == 0) != (weight == 0):
+        if partial and meta["partial"] is not True:
+            raise ValueError(f"partial {meta['partial']}")
+        ints, accumulate = meta["ints"], meta["accumulate"]
+        _policy.check_options(accumulate, ints, meta["nonfinite"])
+        if version == 1 and accumulate != "float64":
+            raise ValueError(f"accumulate {accumulate!r} in version 1")
+        total: float | int = weight
+        if version == 2:
+            total = _from_number(meta["total"], accumulate)
+        if not (0 <= weight < float("inf")) or (count == 0) != (weight == 0) or (count == 0) != (total == 0):
             raise ValueError(f"weight {weight} of {count} updates")
-        known = {d.str[1:]: d for d in DTYPES}
+        known = {_code(d): d for d in DTYPES}
         arrays: list[Array] = []
+        index: list[Array | None] = []
         offset = 0
+
+        def take(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> Array:
+            nonlocal offset
+            stored = dtype.newbyteorder("<")
+            if size * stored.itemsize > len(payload) - offset:
+                raise ValueError("fewer bytes than the tensors need")
+            values = np.frombuffer(payload, stored, size, offset).reshape(shape)
+            offset += values.nbytes
+            return values.astype(stored.newbyteorder("="), copy=True)
+
         for code, shape in meta["tensors"]:
             dtype = known[code]
+            if version == 1 and dtype == BF16:
+                raise ValueError("bfloat16 in version 1")
             if not all(type(s) is int and s >= 0 for s in shape):
                 raise ValueError(f"shape {shape}")
             size = 1
             for s in shape:
                 size *= s
-            stored = np.dtype("<f8") if dtype.kind == "f" or ints == "round" else dtype.newbyteorder("<")
-            if size * stored.itemsize > len(payload) - offset:
-                raise ValueError("fewer bytes than the tensors need")
-            values = np.frombuffer(payload, stored, size, offset).reshape(shape)
-            offset += values.nbytes
-            arrays.append(values.astype(stored.newbyteorder("="), copy=True))
+            tops = None
+            if dtype.kind not in "fV" and ints != "round":
+                arrays.append(take(dtype, shape, size))
+            elif accumulate == "reproducible":
+                folds = binned_folds(dtype)
+                arrays.append(take(np.dtype(np.int64), (folds, *shape), folds * size))
+                tops = take(np.dtype(np.uint8), shape, size)
+                _check_bins(arrays[-1], tops, count)
+            else:
+                arrays.append(take(np.dtype(_sum_dtype(dtype, accumulate)), shape, size))
+            index.append(tops)
         if offset != len(payload):
             raise ValueError(f"{len(payload) - offset} bytes too many")
         # Zero-stride stand-ins: the template's shapes and dtypes without its memory.
         blanks = [
-            a if ints == "skip" and known[code].kind != "f" else np.broadcast_to(np.zeros((), known[code]), a.shape)
-            for (code, _), a in zip(meta["tensors"], arrays, strict=True)
+            a if ints == "skip" and known[code].kind not in "fV" else np.broadcast_to(np.zeros((), known[code]), shape)
+            for (code, shape), a in zip(meta["tensors"], arrays, strict=True)
         ]
         used: list[int] = []
         example = _example(meta["structure"], blanks, used, 0)
         if used != list(range(len(blanks))):
             raise ValueError("structure and tensors differ")
-        self = cls(example, ints=ints, nonfinite=nonfinite)
+        self = cls(example, accumulate=accumulate, ints=ints, nonfinite=meta["nonfinite"], partial=partial)
+        chosen = set(self._averaged)
         if ints != "skip":
             self._sums = arrays
         else:
-            self._sums = [
-                a if t in set(self._averaged) else s for t, (a, s) in enumerate(zip(arrays, self._sums, strict=True))
-            ]
-        self._weight, self._count, self._dropped = weight, count, dropped
+            self._sums = [a if t in chosen else s for t, (a, s) in enumerate(zip(arrays, self._sums, strict=True))]
+        self._index = index
+        self._total, self._count, self._dropped = total, count, dropped
+        if partial:
+            self._totals = [_from_number(w, accumulate) for w in meta["totals"]]
+            self._counts = list(meta["counts"])
+            if not len(self._totals) == len(self._counts) == len(arrays) or not all(
+                type(c) is int and 0 <= c <= count and (c == 0) == (w == 0) and w <= total
+                for c, w in zip(self._counts, self._totals, strict=True)
+            ):
+                raise ValueError("weights per tensor")
         return self
+
+
+def _sum_dtype(dtype: np.dtype[Any], accumulate: str) -> type[np.floating]:
+    return np.float32 if accumulate == "float32" and holds_single(dtype) else np.float64
+
+
+def _code(dtype: np.dtype[Any]) -> str:
+    return "bf16" if dtype == BF16 else dtype.str[1:]
+
+
+def _little(array: Array) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _number(total: float | int) -> str:
+    """A sum of weights as text: hexadecimal, exact."""
+    return hex(total) if isinstance(total, int) else total.hex()
+
+
+def _from_number(text: Any, accumulate: str) -> float | int:
+    if accumulate != "reproducible":
+        total = float.fromhex(text)
+        if not 0 <= total < float("inf"):
+            raise ValueError(f"weight {total}")
+        return total
+    # The largest exact sum: 2**20 weights of 2**900 in units of 2**-952 have 1873 binary digits.
+    if len(text) > 480 or not text.startswith("0x"):
+        raise ValueError("weight")
+    return int(text, 16)
+
+
+def _check_bins(bins: Array, index: Array, count: int) -> None:
+    """Refuses what no additions leave behind: later sums could overflow, or read bins that do not exist."""
+    if count > _policy.MOST_UPDATES:
+        raise ValueError(f"{count} updates")
+    flagged = index >= _FLAGS
+    if not (flagged | ((index >= len(bins) - 1) & (index <= _TOP_BIN))).all():
+        raise ValueError("bin index")
+    most = count << 43
+    if ((bins > most) | (bins < -most)).any() or bins[:, flagged].any():
+        raise ValueError("bins")
 
 
 def _plain(structure: Any) -> Any:

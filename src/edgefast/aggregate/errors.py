@@ -10,6 +10,7 @@ __all__ = [
     "NonFiniteUpdate",
     "ShapeMismatch",
     "StructureMismatch",
+    "TooFewUpdates",
     "UpdateError",
     "ZeroWeightError",
 ]
@@ -69,3 +70,7 @@ class IntegerRange(UpdateError):
 
 class ZeroWeightError(UpdateError):
     """No weight at all: the mean is not defined."""
+
+
+class TooFewUpdates(UpdateError):
+    """Fewer updates than a robust rule needs for the number of bad ones it is asked to tolerate."""

@@ -11,9 +11,38 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AggregateKernels", "Array", "Kernels", "SketchInputKernels", "SketchKernels", "SketchStateKernels"]
+__all__ = [
+    "BF16",
+    "FINITE",
+    "NEAR_MEDIAN",
+    "PROPAGATE",
+    "RANK",
+    "RANKS",
+    "AggregateKernels",
+    "Array",
+    "Kernels",
+    "RobustKernels",
+    "SketchInputKernels",
+    "SketchKernels",
+    "SketchStateKernels",
+    "binned_folds",
+    "holds_single",
+]
 
 Array = NDArray[Any]
+
+#: bfloat16 to the kernels: numpy has no such dtype, so two bytes that no other dtype is made of.
+BF16: np.dtype[Any] = np.dtype([("bfloat16", "<u2")])
+
+
+def holds_single(dtype: np.dtype[Any]) -> bool:
+    """Whether every value of the dtype is a float32."""
+    return dtype == BF16 or (dtype.kind == "f" and dtype.itemsize <= 4) or (dtype.kind in "iub" and dtype.itemsize <= 2)
+
+
+def binned_folds(dtype: np.dtype[Any]) -> int:
+    """Bins a coordinate of this dtype keeps in reproducible sums; see csrc/aggregate/binned.hpp."""
+    return 2 if holds_single(dtype) else 3
 
 
 class SketchKernels(Protocol):
@@ -346,18 +375,124 @@ class AggregateKernels(Protocol):
         """Indices of the C-contiguous targets that share bytes with some array of the rows."""
         ...
 
+    # With `single`, tensors whose dtype a float32 holds have float32 sums.
+
     def weighted_mean(
-        self, rows: list[list[Array]], weights: list[float], total: float, out: list[Array], num_threads: int, /
+        self,
+        rows: list[list[Array]],
+        weights: list[float],
+        total: float,
+        single: bool,
+        out: list[Array],
+        num_threads: int,
+        /,
     ) -> bool:
         """Writes the means; True when a sum was not finite."""
         ...
 
-    def add_weighted(self, update: list[Array], weight: float, sums: list[Array], num_threads: int, /) -> None: ...
+    def add_weighted(
+        self,
+        rows: list[list[Array]],
+        weights: list[float],
+        single: bool,
+        fresh: bool,
+        sums: list[Array],
+        num_threads: int,
+        /,
+    ) -> None:
+        """Adds the updates to the sums, one after the other at each coordinate; what `fresh` sums hold is not read."""
+        ...
 
-    def finish_mean(self, sums: list[Array], total: float, out: list[Array], num_threads: int, /) -> None: ...
+    def finish_mean(
+        self, sums: list[Array], total: float, single: bool, out: list[Array], num_threads: int, /
+    ) -> None: ...
 
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
+    # Reproducible sums, csrc/aggregate/binned.hpp: per tensor int64 bins (folds, ...) and uint8 index (...).
 
-class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, Protocol):
+    def binned_mean(
+        self, rows: list[list[Array]], weights: list[float], total: float, out: list[Array], num_threads: int, /
+    ) -> bool:
+        """Writes the means; True when a term was not finite."""
+        ...
+
+    def binned_add(
+        self, update: list[Array], weight: float, bins: list[Array], index: list[Array], num_threads: int, /
+    ) -> None: ...
+
+    def binned_merge(
+        self,
+        other_bins: list[Array],
+        other_index: list[Array],
+        bins: list[Array],
+        index: list[Array],
+        model: list[Array],
+        num_threads: int,
+        /,
+    ) -> None: ...
+
+    def binned_finish(
+        self, bins: list[Array], index: list[Array], total: float, out: list[Array], num_threads: int, /
+    ) -> None: ...
+
+
+#: order_mean's rules and what it makes of NaN; csrc/aggregate/order.hpp.
+RANKS, NEAR_MEDIAN = 0, 1
+FINITE, RANK, PROPAGATE = 0, 1, 2
+
+
+class RobustKernels(Protocol):
+    # csrc/aggregate/order.hpp and gram.hpp fix the arithmetic.
+
+    def order_mean(
+        self, rows: list[list[Array]], rule: int, low: int, high: int, nan: int, out: list[Array], num_threads: int, /
+    ) -> bool:
+        """RANKS: means of the sorted values [low, high); NEAR_MEDIAN: of the `high` values nearest to the median.
+
+        True when nan is FINITE and something was not; out is then meaningless.
+        """
+        ...
+
+    def pair_sums(
+        self, rows: list[list[Array]], distances: Array | None, products: Array | None, num_threads: int, /
+    ) -> None:
+        """Adds squared distances, and products around the coordinate-wise median, to symmetric (K, K) float64."""
+
+    def square_norms(
+        self, rows: list[list[Array]], center: list[Array] | None, sums: Array, num_threads: int, /
+    ) -> None:
+        """Squared norms of the updates minus center, into sums (K,) float64."""
+
+    def mix(
+        self,
+        rows: list[list[Array]],
+        members: list[list[int]],
+        weights: list[list[float]],
+        totals: list[float],
+        outs: list[list[Array]],
+        num_threads: int,
+        /,
+    ) -> None:
+        """outs[m]: the mean, as weighted_mean forms it, of the updates members[m]."""
+
+    def trim_push(
+        self,
+        row: list[Array],
+        from_images: bool,
+        model: list[Array],
+        low: list[Array],
+        high: list[Array],
+        sums: list[Array],
+        trim: int,
+        stage: int,
+        num_threads: int,
+        /,
+    ) -> None:
+        """One more row for streaming trimmed means; low and high are (trim, size) images of backends/images.py."""
+
+
+class Kernels(
+    SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, RobustKernels, Protocol
+):
     """The whole table."""

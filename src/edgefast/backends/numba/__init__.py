@@ -6,6 +6,7 @@ Nothing is compiled, and numba is not even imported, before a kernel is called.
 from __future__ import annotations
 
 from edgefast.backends.numba.aggregate import *  # noqa: F403
+from edgefast.backends.numba.aggregate_robust import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
 from edgefast.backends.numba.sketch_inputs import *  # noqa: F403
 from edgefast.backends.numba.sketch_state import *  # noqa: F403

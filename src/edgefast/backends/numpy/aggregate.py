@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from edgefast.backends.table import Array
+from edgefast.backends.numpy.binned import binned_add, binned_finish, binned_mean, binned_merge
+from edgefast.backends.numpy.elements import round_into, tiles, widen
+from edgefast.backends.table import BF16, Array, holds_single
 
 __all__ = [
     "add_weighted",
     "all_finite",
+    "binned_add",
+    "binned_finish",
+    "binned_mean",
+    "binned_merge",
     "finish_mean",
     "first_mismatch",
     "overlapping",
     "weighted_mean",
 ]
-
-_TILE = 1 << 15  # coordinates at a time: the float64 temporaries stay in cache
 
 
 def first_mismatch(arrays: list[Any], model: list[Array], /) -> int:
@@ -38,51 +42,69 @@ def overlapping(targets: list[Array], rows: list[list[Array]], /) -> list[int]:
     return found
 
 
-def _round_into(target: Array, mean: Array) -> None:
-    """binary64 means to the target's dtype; see csrc/aggregate/mean.hpp."""
-    kind = target.dtype.kind
-    with np.errstate(over="ignore", invalid="ignore"):
-        if kind == "b":
-            np.greater(mean, 0.5, out=target)
-        elif kind == "f":
-            target[...] = mean
-        else:
-            target[...] = np.rint(mean)
+def _sum_type(dtype: np.dtype[Any], single: bool) -> type[np.floating]:
+    return np.float32 if single and holds_single(dtype) else np.float64
 
 
 def weighted_mean(
-    rows: list[list[Array]], weights: list[float], total: float, out: list[Array], num_threads: int, /
+    rows: list[list[Array]],
+    weights: list[float],
+    total: float,
+    single: bool,
+    out: list[Array],
+    num_threads: int,
+    /,
 ) -> bool:
     suspicious = False
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for t, target in enumerate(out):
             flat = [row[t].reshape(-1) for row in rows]
             result = target.reshape(-1)
-            for i in range(0, result.size, _TILE):
-                tile = slice(i, i + _TILE)
-                sums = np.zeros(len(result[tile]))
+            kind = _sum_type(target.dtype, single)
+            for tile in tiles(result.size):
+                sums = np.zeros(len(result[tile]), kind)
                 for x, w in zip(flat, weights, strict=True):
-                    sums += x[tile].astype(np.float64) * w
+                    sums += widen(x[tile], kind) * kind(w)
                 suspicious = suspicious or not np.isfinite(sums).all()
-                _round_into(result[tile], sums / total)
+                round_into(result[tile], sums / kind(total))
     return suspicious
 
 
-def add_weighted(update: list[Array], weight: float, sums: list[Array], num_threads: int, /) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        for x, total in zip(update, sums, strict=True):
-            x, total = x.reshape(-1), total.reshape(-1)
-            for i in range(0, total.size, _TILE):
-                total[i : i + _TILE] += x[i : i + _TILE].astype(np.float64) * weight
+def add_weighted(
+    rows: list[list[Array]],
+    weights: list[float],
+    single: bool,
+    fresh: bool,
+    sums: list[Array],
+    num_threads: int,
+    /,
+) -> None:
+    if fresh:
+        for total in sums:
+            total.fill(0)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        for row, weight in zip(rows, weights, strict=True):
+            for x, total in zip(row, sums, strict=True):
+                x, total = x.reshape(-1), total.reshape(-1)
+                kind = _sum_type(x.dtype, single)
+                for tile in tiles(total.size):
+                    total[tile] += widen(x[tile], kind) * kind(weight)
 
 
-def finish_mean(sums: list[Array], total: float, out: list[Array], num_threads: int, /) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
+def finish_mean(sums: list[Array], total: float, single: bool, out: list[Array], num_threads: int, /) -> None:
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for s, target in zip(sums, out, strict=True):
             s, target = s.reshape(-1), target.reshape(-1)
-            for i in range(0, target.size, _TILE):
-                _round_into(target[i : i + _TILE], s[i : i + _TILE] / total)
+            kind = _sum_type(target.dtype, single)
+            for tile in tiles(target.size):
+                round_into(target[tile], s[tile] / kind(total))
 
 
 def all_finite(update: list[Array], num_threads: int, /) -> bool:
-    return all(bool(np.isfinite(a).all()) for a in update if a.dtype.kind == "f")
+    for a in update:
+        if a.dtype == BF16:
+            if ((a.view(np.uint16) & 0x7F80) == 0x7F80).any():
+                return False
+        elif a.dtype.kind == "f" and not np.isfinite(a).all():
+            return False
+    return True
