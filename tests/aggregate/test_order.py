@@ -454,7 +454,7 @@ def test_memory_mapped_updates(backend: str, tmp_path: Path) -> None:
     assert peak < 9 << 20 < count * size * 4, peak
 
 
-# ---- bfloat16, tensors, files -----------------------------------------------------------------------------------------
+# ---- bfloat16, tensors, files ---------------------------------------------------------------------------------------
 
 
 def test_bfloat16(backend: str) -> None:
