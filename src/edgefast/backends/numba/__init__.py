@@ -7,3 +7,6 @@ from __future__ import annotations
 
 from edgefast.backends.numba.aggregate import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
+
+# One step a round, all of it whole-array arithmetic: nothing to win in a loop.
+from edgefast.backends.numpy.server import *  # noqa: F403

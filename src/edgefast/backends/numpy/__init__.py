@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 from edgefast.backends.numpy.aggregate import *  # noqa: F403
+from edgefast.backends.numpy.server import *  # noqa: F403
 from edgefast.backends.numpy.sketch import *  # noqa: F403
