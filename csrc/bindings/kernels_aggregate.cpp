@@ -10,6 +10,7 @@
 
 #include "aggregate/binned.hpp"
 #include "aggregate/mean.hpp"
+#include "aggregate/server.hpp"
 #include "bindings/arrays.hpp"
 #include "bindings/kernels.hpp"
 
@@ -185,6 +186,35 @@ void finish_mean(const Kernels& self, const py::list& sums, double total, bool s
                                   out.data(), threads);
 }
 
+// `source` holds sums where total > 0, else the mean; m and v hold an array a tensor, or nothing where the rule has none.
+void server_step(const Kernels& self, int rule, const std::vector<double>& numbers, bool tau_inside, const py::list& x,
+                 const py::list& source, double total, const py::list& m, const py::list& v, const py::list& outputs,
+                 int threads) {
+    if (rule < 0 || rule > static_cast<int>(ServerRule::yogi) || numbers.size() != 6)
+        throw py::value_error("expected a rule and six numbers");
+    const ServerStep step = {static_cast<ServerRule>(rule), numbers[0], numbers[1], numbers[2],
+                             numbers[3], numbers[4], numbers[5], tau_inside};
+    const auto specs = specs_of(outputs);
+    auto states = specs;
+    for (TensorSpec& s : states) s.dtype = s.dtype == DType::f64 ? DType::f64 : DType::f32;
+    std::vector<const void*> from, sums;
+    pointers(x, outputs, specs, from);
+    if (total > 0) {
+        for (void* p : sums_of(source, specs, false)) sums.push_back(p);
+    } else {
+        pointers(source, outputs, specs, sums);
+    }
+    const auto out = targets(outputs, specs);
+    const std::vector<void*> none(specs.size(), nullptr);
+    const bool adaptive = step.rule >= ServerRule::adagrad;
+    const auto first = adaptive ? targets(m, states) : none;
+    const auto second = step.rule == ServerRule::average ? none : targets(v, states);
+    std::vector<ServerTensor> tensors;
+    for (size_t t = 0; t < specs.size(); ++t) tensors.push_back({from[t], sums[t], first[t], second[t], out[t]});
+    py::gil_scoped_release release;
+    server_kernels(self.isa).step(step, total, tensors.data(), specs.data(), static_cast<int64_t>(specs.size()), threads);
+}
+
 bool all_finite(const Kernels& self, const py::list& update, int threads) {
     const auto specs = specs_of(update);
     std::vector<const void*> inputs;
@@ -314,6 +344,7 @@ void register_aggregate(py::module_& module, KernelsClass& kernels) {
     kernels.def("add_weighted", &add_weighted);
     kernels.def("finish_mean", &finish_mean);
     kernels.def("all_finite", &all_finite);
+    kernels.def("server_step", &server_step);
     kernels.def("binned_mean", &binned_mean);
     kernels.def("binned_add", &binned_add);
     kernels.def("binned_merge", &binned_merge);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgefast.aggregate._info import RuleInfo
 from edgefast.aggregate.accumulator import MeanAccumulator
+from edgefast.aggregate.asynchronous import FedBuff, fedprox_gradient, gossip, metropolis_mixing
 from edgefast.aggregate.average import average_checkpoints
 from edgefast.aggregate.checkpoints import map_checkpoint
 from edgefast.aggregate.errors import (
@@ -26,17 +27,25 @@ from edgefast.aggregate.geometry import (
 )
 from edgefast.aggregate.gram import GramAccumulator
 from edgefast.aggregate.mean import weighted_mean
+from edgefast.aggregate.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
 from edgefast.aggregate.order import meamed, median, trimmed_mean
 from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
 from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [
     "DtypeMismatch",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBuff",
+    "FedYogi",
     "GramAccumulator",
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
     "RuleInfo",
+    "ServerOptimizer",
     "ShapeMismatch",
     "StructureMismatch",
     "TooFewUpdates",
@@ -48,12 +57,15 @@ __all__ = [
     "bulyan",
     "centered_clip",
     "clip_by_global_norm",
+    "fedprox_gradient",
     "geometric_median",
+    "gossip",
     "krum",
     "krum_scores",
     "map_checkpoint",
     "meamed",
     "median",
+    "metropolis_mixing",
     "multi_krum",
     "nnm",
     "pairwise_sq_distances",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -376,6 +377,26 @@ class MeanAccumulator:
         else:
             backends.kernels().finish_mean(sums, total, self._accumulate == "float32", targets, threads)
 
+    @contextlib.contextmanager
+    def _unfinished(self, template: Template) -> Iterator[tuple[list[Array], float, list[Array]]]:
+        """Sums, what to divide them by, and the values of integer tensors, for the server optimizers, which finish
+        the mean themselves; means and 0 where the sums are not float64. Nothing is added meanwhile."""
+        if (mine := _shapes(self._template)) != (theirs := _shapes(template)):
+            raise StructureMismatch.of("update", None, theirs, mine)
+        integers = [t for t, a in enumerate(self._template.arrays) if not _policy.is_float(a)]
+        values = self._template.arrays
+        finished = self._accumulate != "float64" or self._template.partial
+        if integers or finished:
+            values = self._template.flatten(self.result(), "update")
+        if finished:
+            yield values, 0.0, values
+            return
+        with self._lock:
+            if self._total == 0:
+                raise ZeroWeightError("expected at least one update of weight above 0, got none")
+            self._settle()
+            yield list(self._sums), self._as_float(self._total), values
+
     # ---- value semantics and wire form ---------------------------------------------------------------------------
 
     def _signature(self) -> dict[str, Any]:
@@ -659,3 +680,7 @@ def _example(structure: Any, arrays: list[Array], used: list[int], depth: int) -
     if kind == "list":
         return found
     raise ValueError(f"container {kind!r}")
+
+
+def _shapes(template: Template) -> tuple[Any, list[tuple[Any, tuple[int, ...]]]]:
+    return _plain(template.structure), [(a.dtype, a.shape) for a in template.arrays]

@@ -409,6 +409,24 @@ class AggregateKernels(Protocol):
 
     def all_finite(self, update: list[Array], num_threads: int, /) -> bool: ...
 
+    def server_step(
+        self,
+        rule: int,
+        numbers: list[float],
+        tau_inside: bool,
+        x: list[Array],
+        source: list[Array],
+        total: float,
+        m: list[Array],
+        v: list[Array],
+        out: list[Array],
+        num_threads: int,
+        /,
+    ) -> None:
+        """One step of a server optimizer, csrc/aggregate/server.hpp: numbers are lr, beta1, 1 - beta1, beta2, 1 - beta2
+        and tau; source holds float64 sums to divide by total where total > 0, else the means. Updates m and v."""
+        ...
+
     # Reproducible sums, csrc/aggregate/binned.hpp: per tensor int64 bins (folds, ...) and uint8 index (...).
 
     def binned_mean(
@@ -492,7 +510,5 @@ class RobustKernels(Protocol):
         """One more row for streaming trimmed means; low and high are (trim, size) images of backends/images.py."""
 
 
-class Kernels(
-    SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, RobustKernels, Protocol
-):
+class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, RobustKernels, Protocol):
     """The whole table."""

@@ -10,3 +10,6 @@ from edgefast.backends.numba.aggregate_robust import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
 from edgefast.backends.numba.sketch_inputs import *  # noqa: F403
 from edgefast.backends.numba.sketch_state import *  # noqa: F403
+
+# One step a round, all of it whole-array arithmetic: nothing to win in a loop.
+from edgefast.backends.numpy.server import *  # noqa: F403
