@@ -37,6 +37,8 @@ public:
     Parker* next = nullptr;
     Parker* previous = nullptr;
     bool listed = false;
+    int64_t need = 0;       // what the waiter asks for, where that matters
+    void* owner = nullptr;  // set: no thread; whoever takes it off a list tells its owner instead of signalling
 
 #if defined(__linux__)
     // Sleeps until signalled, `deadline` (now_ns clock), or a signal handler ran; spurious returns are possible.
@@ -95,6 +97,16 @@ public:
         p->listed = true;
         ++size_;
     }
+    // For a waiter that was woken in vain: it keeps its place.
+    void add_first(Parker* p) noexcept {
+        p->previous = nullptr;
+        p->next = first_;
+        (first_ ? first_->previous : last_) = p;
+        first_ = p;
+        p->listed = true;
+        ++size_;
+    }
+    Parker* first() const noexcept { return first_; }
     void remove(Parker* p) noexcept {
         (p->previous ? p->previous->next : first_) = p->next;
         (p->next ? p->next->previous : last_) = p->previous;

@@ -1,4 +1,4 @@
-"""Bounded queues with backpressure, for threads. Imports nothing beyond the standard library and numpy.
+"""Bounded queues with backpressure, for threads and asyncio. Imports nothing beyond the standard library and numpy.
 
 The implementation is chosen once, at import: the C-level one, or the pure-Python twin when the process runs with
 EDGEFAST_BACKEND=numba or numpy or the extension is missing.
