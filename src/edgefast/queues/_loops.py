@@ -117,7 +117,7 @@ class AsyncMethods(Generic[T]):
                 timer.cancel()
         return self._leave(waiter, False)
 
-    async def _wait_for_room(self, need: int, woken: bool) -> bool:
+    async def _await_room(self, need: int, woken: bool) -> bool:
         expires = self._expires_in()
         return await self._turn(PUTTERS, need, woken, None if expires < 0 else expires)
 
@@ -137,7 +137,7 @@ class AsyncMethods(Generic[T]):
             self._streak = 0
             await asyncio.sleep(0)
         while (need := self._offer(item, woken)) >= 0:
-            woken = await self._wait_for_room(need, woken)
+            woken = await self._await_room(need, woken)
 
     async def aput_many(self, items: Sequence[T]) -> int:
         """Put items in order, waiting for room as aput does; the number accepted.
@@ -157,7 +157,7 @@ class AsyncMethods(Generic[T]):
             woken = False
             try:
                 while (need := self._offer(item, woken)) >= 0:
-                    woken = await self._wait_for_room(need, woken)
+                    woken = await self._await_room(need, woken)
             except Full:
                 break
             except ShutDown:
