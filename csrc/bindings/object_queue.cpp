@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <pthread.h>
 #include <structmember.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
@@ -48,6 +49,11 @@ struct Queue {
     unsigned special;
     bool after;  // finish() has something to do
     ef::WaitList lists[kKinds];
+    // Hand-over between threads in bursts, see defer().
+    std::atomic<uint32_t> yielded;  // counts threads that gave up the GIL to sleep here
+    bool coming[2];                 // of getters and putters: one was woken ahead of time and has not run yet
+    int64_t ahead[2];
+    bool bursts;                    // the last getter that was woken found many items
     ef::Parker* told_first;  // asyncio waiters taken off their list whose loop has not heard of it
     ef::Parker* told_last;
     uint64_t generation;
@@ -95,11 +101,69 @@ void check_fork(Queue* q) {
     if (q->generation == generation) return;
     q->generation = generation;
     for (auto& list : q->lists) list.forget();
+    q->coming[0] = q->coming[1] = false;
+}
+
+// ---- bursts --------------------------------------------------------------------------------------------------------
+//
+// Under the GIL only one side runs. A waiter woken by the first put or get would only wait again, for the GIL, and
+// every such wake-up of an idle CPU costs microseconds. So a thread that begins to wait is shallow: for a short time it
+// looks for itself, without being woken, and meanwhile its wake-up is put off until the other side is about to run out
+// of items or of room. Woken then, it spins for the few microseconds until the other side lets the GIL go. A getter is
+// shallow only while items come in bursts: otherwise the first put wakes it at once.
+
+#if defined(Py_GIL_DISABLED)
+constexpr bool kDefers = false;
+#else
+constexpr bool kDefers = true;
+#endif
+constexpr int64_t kLooksAfter = 1000000, kFirstGetterLooksAfter = 100000;  // nanoseconds
+constexpr int64_t kSpins = 10000;                                            // nanoseconds, at most
+constexpr int64_t kShortSpin = 4000;                                         // of a well timed wake-up, at most
+constexpr int64_t kSmallest = 64;                                            // limits below hold no bursts
+constexpr int64_t kUnlimited = 1024;                                         // a burst of a queue without a limit
+
+int64_t burst_limit(const Queue* q) {
+    if (q->ring.high() > 0) return q->ring.high();
+    return q->ring.limit() > 0 ? q->ring.limit() : kUnlimited;
+}
+
+// Items the other side still has to move when the waiter is woken; learned, so that it arrives just in time.
+int64_t ahead(const Queue* q, Kind kind) {
+    const int64_t most = burst_limit(q) / 2;
+    return q->ahead[kind] < most ? q->ahead[kind] : most;
+}
+void learn(Queue* q, Kind kind, int64_t spun) {
+    int64_t& n = q->ahead[kind];
+    if (spun < kShortSpin / 4) n += n / 4 + 1;
+    else if (spun > kShortSpin) n -= n / 8;
+    if (n < 8) n = 8;
+    if (n > burst_limit(q) / 2) n = burst_limit(q) / 2;
+}
+
+// Whether the wake-up of the first in the list is put off now.
+bool defer(const Queue* q, Kind kind) {
+    const ef::Parker* p = q->lists[kind].first();
+    if (q->coming[kind]) return true;
+    if (!p->shallow) return false;
+    if (kind == kPutters) return q->ring.size() > ahead(q, kind);
+    return q->bursts && q->ring.size() < burst_limit(q) - ahead(q, kind);
+}
+
+// Whether somebody waits who may have been put off, and nobody is under way.
+bool put_off(const Queue* q, Kind kind) {
+    const ef::Parker* p = q->lists[kind].first();
+    return p && p->shallow && !q->coming[kind];
 }
 
 void wake_first(Queue* q, ef::WaitList& list) {
     ef::Parker* p = list.first();
     list.remove(p);
+    if (p->shallow) {
+        q->coming[&list == &q->lists[kPutters]] = true;
+        p->spins = true;
+        p->seen = q->yielded.load(std::memory_order_relaxed);
+    }
     ++q->wakeups;
     if (!p->owner) {
         p->signal();
@@ -118,15 +182,22 @@ void wake(Queue* q, Kind kind, int64_t n) {
     for (; n > 0 && !list.empty(); --n) wake_first(q, list);
 }
 
+void wake_getters(Queue* q, int64_t n) {
+    ef::WaitList& list = q->lists[kGetters];
+    if (list.empty()) return;
+    check_fork(q);
+    for (; n > 0 && !list.empty() && !defer(q, kGetters); --n) wake_first(q, list);
+}
+
 // In turn: with a limit of bytes the first that does not fit keeps the later ones waiting.
 void wake_putters(Queue* q) {
     ef::WaitList& list = q->lists[kPutters];
     if (list.empty()) return;
+    check_fork(q);
     if (q->ring.max_bytes() == 0) {
-        wake(q, kPutters, q->ring.room());
+        for (int64_t n = q->ring.room(); n > 0 && !list.empty() && !defer(q, kPutters); --n) wake_first(q, list);
         return;
     }
-    check_fork(q);
     int64_t left = q->ring.max_bytes() - q->ring.bytes();
     for (int64_t room = q->ring.room(); room > 0 && !list.empty() && list.first()->need <= left; --room) {
         left -= list.first()->need;
@@ -335,9 +406,20 @@ bool parse(const char* function, PyObject* const* args, Py_ssize_t nargs, PyObje
 
 enum class Woken { yes, timed_out, error };
 
+bool ready(Queue* q, Kind kind, int64_t need, bool woken);
+
+bool many_cpus() {
+    static const bool many = [] {
+        const long n = sysconf(_SC_NPROCESSORS_ONLN);
+        return n > 1;
+    }();
+    return many;
+}
+
 // Sleeps until woken, until the deadline, or until a signal handler raised. The caller checks its condition again in
-// every case and calls pass_on when it leaves without taking what it may have been woken for.
-Woken sleep_on(Queue* q, Kind kind, int64_t deadline, int64_t need = 0, bool keeps_place = false) {
+// every case and calls pass_on when it leaves without taking what it may have been woken for. looks_after: shallow for
+// so many nanoseconds.
+Woken sleep_on(Queue* q, Kind kind, int64_t deadline, int64_t need = 0, bool keeps_place = false, int64_t looks_after = 0) {
     check_fork(q);
     ef::WaitList& list = q->lists[kind];
     // Not on the stack: at interpreter exit the stack goes, and the list may still be used by finalizers.
@@ -347,24 +429,43 @@ Woken sleep_on(Queue* q, Kind kind, int64_t deadline, int64_t need = 0, bool kee
         return Woken::error;
     }
     parker->need = need;
+    parker->shallow = looks_after > 0;
     keeps_place ? list.add_first(parker) : list.add(parker);
+    int64_t until = deadline;
+    if (looks_after > 0) {
+        const int64_t look = ef::now_ns() + looks_after;
+        if (look < until) until = look;
+    }
     Woken result;
     for (;;) {
         PyThreadState* state = PyEval_SaveThread();
-        parker->wait(deadline);
+        q->yielded.fetch_add(1, std::memory_order_release);
+        parker->wait(until);
+        int64_t spun = -1;
+        if (parker->signalled() && parker->spins && many_cpus()) spun = ef::spin_while(q->yielded, parker->seen, kSpins);
         PyEval_RestoreThread(state);
+        if (spun >= 0) learn(q, kind, spun);
         if (PyErr_CheckSignals() < 0) {
             result = Woken::error;
         } else if (!parker->listed) {
             result = Woken::yes;
         } else if (deadline != ef::kForever && ef::now_ns() >= deadline) {
             result = Woken::timed_out;
+        } else if (parker->shallow && ef::now_ns() >= until) {
+            parker->shallow = false;
+            until = deadline;
+            if (!ready(q, kind, need, true)) {
+                if (kind == kGetters) q->bursts = false;
+                continue;
+            }
+            result = Woken::yes;
         } else {
             continue;
         }
         break;
     }
     if (parker->listed) list.remove(parker);
+    if (parker->spins) q->coming[kind == kPutters] = false;
     delete parker;
     return result;
 }
@@ -396,7 +497,11 @@ bool wait_for_room(Queue* q, int64_t bytes, int64_t deadline) {
             finish(q);
             continue;
         }
-        const Woken result = sleep_on(q, kPutters, next_expiry(q, deadline), bytes, woken);
+        // Whoever was left waiting because this thread would bring more.
+        if (put_off(q, kGetters) && !q->ring.empty()) wake(q, kGetters, 1);
+        const bool bursts = kDefers && burst_limit(q) >= kSmallest && q->ring.max_bytes() == 0;
+        const Woken result =
+            sleep_on(q, kPutters, next_expiry(q, deadline), bytes, woken, bursts ? kLooksAfter : 0);
         woken = result == Woken::yes;
         if (!woken) pass_on(q, kPutters);
         if (result == Woken::error) return false;
@@ -425,9 +530,18 @@ bool wait_for_items(Queue* q, int64_t wanted, int64_t deadline) {
             finish(q);
             continue;
         }
+        // Whoever was left waiting because this thread would take more.
+        if (put_off(q, kPutters) && q->ring.room() > 0) wake(q, kPutters, 1);
         // Who wants several must not stand before those who want one.
-        const Woken result = sleep_on(q, kGetters, deadline, 0, woken && wanted == 1);
+        const int64_t looks_after = !q->bursts || wanted > 1 ? 0
+                                    : q->lists[kGetters].empty() ? kFirstGetterLooksAfter
+                                                                 : kLooksAfter;
+        const Woken result = sleep_on(q, kGetters, deadline, wanted, woken && wanted == 1, looks_after);
         woken = result == Woken::yes;
+        if (woken) {
+            q->bursts = kDefers && burst_limit(q) >= kSmallest && q->ring.size() >= burst_limit(q) / 4;
+            wake_getters(q, q->ring.size() - 1);  // those behind that were put off for this one
+        }
         if (result == Woken::error) {
             pass_on(q, kGetters);
             return false;
@@ -512,7 +626,7 @@ Put put_by_policy(Queue* q, PyObject* item, int64_t bytes, int64_t deadline) {
         finish_tasks(q, excess);
         after_take(q);
     }
-    wake(q, kGetters, 1);
+    wake_getters(q, 1);
     if (q->ring.max_bytes() > 0) wake_putters(q);  // the next in line may fit as well
     for (int64_t i = 0; i < excess; ++i) Py_DECREF(gone[i]);
     if (gone != few) PyMem_RawFree(gone);
@@ -524,7 +638,7 @@ PyObject* put_one(Queue* q, PyObject* item, int64_t deadline) {
         if (!q->ring.reserve(1)) return PyErr_NoMemory();
         push(q, Py_NewRef(item), 0);
         settle(q);
-        if (!q->lists[kGetters].empty()) wake(q, kGetters, 1);
+        if (!q->lists[kGetters].empty()) wake_getters(q, 1);
         Py_RETURN_NONE;
     }
     const int64_t bytes = q->counts_bytes ? size_of(q, item) : 0;
@@ -616,7 +730,7 @@ int64_t put_items(Queue* q, PyObject* items, const int64_t* sizes, int64_t deadl
             }
             for (const int64_t end = i + n; i < end; ++i) push(q, Py_NewRef(PyTuple_GET_ITEM(items, i)), 0);
             settle(q);
-            wake(q, kGetters, n);
+            wake_getters(q, n);
             accepted += n;
             continue;
         }
@@ -1120,7 +1234,9 @@ PyObject* queue_new(PyTypeObject* type, PyObject*, PyObject*) {
     Queue* q = as_queue(self);
     new (&q->ring) ef::GatedRing<PyObject*>();
     for (auto& list : q->lists) new (&list) ef::WaitList();
+    new (&q->yielded) std::atomic<uint32_t>(0);
     q->generation = g_generation.load(std::memory_order_relaxed);
+    q->ahead[0] = q->ahead[1] = 256;
     q->sojourn = -1;
     q->frozen_at = -1;
     q->created_at = ef::now_ns();

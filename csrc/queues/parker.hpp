@@ -38,6 +38,9 @@ public:
     Parker* previous = nullptr;
     bool listed = false;
     int64_t need = 0;       // what the waiter asks for, where that matters
+    bool shallow = false;   // looks again by itself soon: its wake-up may be put off
+    uint32_t seen = 0;      // for a spinning waiter, set before signal(): the count it waits to change
+    bool spins = false;     // set before signal(): the waker is about to let its protection go
     void* owner = nullptr;  // set: no thread; whoever takes it off a list tells its owner instead of signalling
 
 #if defined(__linux__)
@@ -52,6 +55,7 @@ public:
         syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word_), FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0,
                 deadline == kForever ? nullptr : &t, nullptr, FUTEX_BITSET_MATCH_ANY);
     }
+    bool signalled() const noexcept { return word_.load(std::memory_order_acquire) != 0; }
     void signal() noexcept {
         // release: what the waker did before is visible to a waiter that sees the word without the caller's lock.
         word_.store(1, std::memory_order_release);
@@ -70,6 +74,10 @@ private:
         if (left > kSlice) left = kSlice;
         if (left > 0) condition_.wait_for(lock, std::chrono::nanoseconds(left));
     }
+    bool signalled() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return signalled_;
+    }
     void signal() noexcept {
         std::lock_guard<std::mutex> lock(mutex_);
         signalled_ = true;
@@ -83,6 +91,24 @@ private:
     bool signalled_ = false;
 #endif
 };
+
+// Waits without sleeping until the count differs from `seen`, for about so many nanoseconds at most; returns how long.
+inline int64_t spin_while(const std::atomic<uint32_t>& count, uint32_t seen, int64_t nanoseconds) noexcept {
+    const int64_t begin = now_ns();
+    int64_t spun = 0;
+    while (count.load(std::memory_order_acquire) == seen) {
+        for (int i = 0; i < 16; ++i) {
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("isb");
+#endif
+        }
+        spun = now_ns() - begin;
+        if (spun >= nanoseconds) break;
+    }
+    return spun;
+}
 
 class WaitList {
 public:
