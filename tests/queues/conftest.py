@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import edgefast as ef
 from edgefast.queues import _pure
+
+sys.path.insert(0, str(Path(__file__).parent))  # linearizability.py
 
 
 def _native() -> Any:
