@@ -51,8 +51,8 @@ struct Queue {
     ef::WaitList lists[kKinds];
     // Hand-over between threads in bursts, see defer().
     std::atomic<uint32_t> yielded;  // counts threads that gave up the GIL to sleep here
-    bool coming[2];                 // of getters and putters: one was woken ahead of time and has not run yet
-    int64_t ahead[2];
+    bool coming[kKinds];              // of getters and putters: one was woken ahead of time and has not run yet
+    int64_t ahead[kKinds];
     bool bursts;                    // the last getter that was woken found many items
     ef::Parker* told_first;  // asyncio waiters taken off their list whose loop has not heard of it
     ef::Parker* told_last;
@@ -101,7 +101,7 @@ void check_fork(Queue* q) {
     if (q->generation == generation) return;
     q->generation = generation;
     for (auto& list : q->lists) list.forget();
-    q->coming[0] = q->coming[1] = false;
+    for (bool& yes : q->coming) yes = false;
 }
 
 // ---- bursts --------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ void wake_first(Queue* q, ef::WaitList& list) {
     ef::Parker* p = list.first();
     list.remove(p);
     if (p->shallow) {
-        q->coming[&list == &q->lists[kPutters]] = true;
+        q->coming[&list - q->lists] = true;
         p->spins = true;
         p->seen = q->yielded.load(std::memory_order_relaxed);
     }
@@ -465,7 +465,7 @@ Woken sleep_on(Queue* q, Kind kind, int64_t deadline, int64_t need = 0, bool kee
         break;
     }
     if (parker->listed) list.remove(parker);
-    if (parker->spins) q->coming[kind == kPutters] = false;
+    if (parker->spins) q->coming[kind] = false;
     delete parker;
     return result;
 }
@@ -551,38 +551,31 @@ bool wait_for_items(Queue* q, int64_t wanted, int64_t deadline) {
 
 // ---- operations, under protection ----------------------------------------------------------------------------------
 
-// Bytes of an item by the queue's sizer; negative with an exception set.
-int64_t size_of(Queue* q, PyObject* item) {
-    PyObject* number;
-    if (q->sizer) {
-        number = PyObject_CallOneArg(q->sizer, item);
-        if (!number) return -1;
-    } else if (PyBytes_Check(item)) {
-        return PyBytes_GET_SIZE(item);
-    } else if (PyByteArray_Check(item)) {
-        return PyByteArray_Size(item);
-    } else {
-        number = PyObject_GetAttrString(item, "nbytes");
-        if (!number) {
-            if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
-            PyErr_Format(PyExc_TypeError, "item: expected bytes or an object with nbytes, got %.100s; pass sizer= for others",
-                         Py_TYPE(item)->tp_name);
-            return -1;
-        }
+Py_ssize_t bytes_of(Queue* q, PyObject* item) {
+    if (!q->sizer && PyBytes_Check(item)) return PyBytes_GET_SIZE(item);
+    if (!q->sizer && PyByteArray_Check(item)) return PyByteArray_Size(item);
+    PyObject* number = q->sizer ? PyObject_CallOneArg(q->sizer, item) : PyObject_GetAttrString(item, "nbytes");
+    if (!number) {
+        if (q->sizer || !PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
+        PyErr_Format(PyExc_TypeError, "item: expected bytes or an object with nbytes, got %.100s; pass sizer= for others",
+                     Py_TYPE(item)->tp_name);
+        return -1;
     }
+    Py_ssize_t bytes = -1;
     if (PyBool_Check(number) || !PyIndex_Check(number)) {
         PyErr_Format(PyExc_TypeError, "sizer: expected an integer number of bytes, got %.100s", Py_TYPE(number)->tp_name);
-        Py_DECREF(number);
-        return -1;
+    } else {
+        bytes = PyNumber_AsSsize_t(number, PyExc_OverflowError);
+        if (bytes < 0 && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "sizer: expected at least 0 bytes, got %zd", bytes);
     }
-    const Py_ssize_t bytes = PyNumber_AsSsize_t(number, PyExc_OverflowError);
     Py_DECREF(number);
-    if (bytes == -1 && PyErr_Occurred()) return -1;
-    if (bytes < 0) {
-        PyErr_Format(PyExc_ValueError, "sizer: expected at least 0 bytes, got %zd", bytes);
-        return -1;
-    }
-    if (q->ring.max_bytes() > 0 && bytes > q->ring.max_bytes()) {
+    return bytes < 0 ? -1 : bytes;
+}
+
+// Bytes of an item that goes into the queue; negative with an exception set.
+int64_t size_of(Queue* q, PyObject* item) {
+    const Py_ssize_t bytes = bytes_of(q, item);
+    if (bytes >= 0 && q->ring.max_bytes() > 0 && bytes > q->ring.max_bytes()) {
         PyErr_Format(PyExc_ValueError, "item: expected at most max_bytes (%lld), got %zd bytes",
                      static_cast<long long>(q->ring.max_bytes()), bytes);
         return -1;
@@ -1236,7 +1229,7 @@ PyObject* queue_new(PyTypeObject* type, PyObject*, PyObject*) {
     for (auto& list : q->lists) new (&list) ef::WaitList();
     new (&q->yielded) std::atomic<uint32_t>(0);
     q->generation = g_generation.load(std::memory_order_relaxed);
-    q->ahead[0] = q->ahead[1] = 256;
+    for (int64_t& n : q->ahead) n = 256;
     q->sojourn = -1;
     q->frozen_at = -1;
     q->created_at = ef::now_ns();

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgefast import backends
-from edgefast.queues._types import Empty, Full, QueueStatistics, ShutDown
+from edgefast.queues._latest import Latest, Versioned
+from edgefast.queues._types import Empty, Full, Policy, QueueStatistics, ShutDown
 
 if TYPE_CHECKING or backends.process_backend() != "native":
     from edgefast.queues._pure import Queue
@@ -20,4 +21,4 @@ else:
 
     IMPLEMENTATION = "native"
 
-__all__ = ["IMPLEMENTATION", "Empty", "Full", "Queue", "QueueStatistics", "ShutDown"]
+__all__ = ["IMPLEMENTATION", "Empty", "Full", "Latest", "Policy", "Queue", "QueueStatistics", "ShutDown", "Versioned"]

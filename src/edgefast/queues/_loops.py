@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from edgefast.queues._checks import batch_of, count, seconds
 from edgefast.queues._exceptions import Empty, Full, ShutDown
 
-__all__ = ["GETTERS", "JOINERS", "PUTTERS", "WRITERS", "AsyncMethods"]
+__all__ = ["GETTERS", "JOINERS", "PUTTERS", "WRITERS", "AsyncMethods", "loop_of"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,12 @@ class _Loop:
 _loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
 
+def loop_of(loop: asyncio.AbstractEventLoop) -> _Loop:
+    """What wakes the futures of a loop."""
+    notifier = _loops.get(loop)
+    return _loops.setdefault(loop, _Loop(loop)) if notifier is None else notifier
+
+
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -98,11 +104,8 @@ class AsyncMethods(Generic[T]):
     async def _turn(self, kind: int, need: int, woken: bool, timeout: float | None = None) -> bool:
         """Waits for a turn; False after the time-out. A turn is a chance, not a promise: the caller looks again."""
         loop = asyncio.get_running_loop()
-        notifier = _loops.get(loop)
-        if notifier is None:
-            notifier = _loops.setdefault(loop, _Loop(loop))
         future = loop.create_future()
-        waiter = self._enlist(kind, need, woken, notifier.wake, future)
+        waiter = self._enlist(kind, need, woken, loop_of(loop).wake, future)
         if waiter is None:
             return woken
         self._streak = 0
