@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan wheel docs clean
+.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan soak wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer a
 
 wheel: $(VENV)/.created ## sdist, a tested wheel for every CPython >= 3.11 found, and the pure wheel, in dist/
 	$(PY) tools/wheels.py $(ARGS)
+
+soak: $(VENV)/.built $(VENV)/.test-deps ## minutes of everything at once on one queue (EDGEFAST_SOAK_SECONDS=180 a kind)
+	EDGEFAST_SOAK_SECONDS=$${EDGEFAST_SOAK_SECONDS:-180} $(PY) -m pytest tests/queues -k soak -q $(ARGS)
 
 docs: $(VENV)/.built $(VENV)/.test-deps ## run the code on every page and every example
 	$(PY) -m pytest tests/test_docs.py -q

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import futex
 import pytest
 
 from edgefast.queues import IMPLEMENTATION, Queue, _pure
@@ -142,4 +143,59 @@ def test_batches(benchmark: Any, contender: Any, name: str, batch: int) -> None:
                 get()
 
     run(benchmark, contender, name, ours, batch * repeats, batched if ours else singly)
+    assert q.empty()
+
+
+@each
+def test_wake_up_round_trip(benchmark: Any, contender: Any, name: str) -> None:
+    """An item to a waiting thread and one back; beside it a bare futex ping-pong of the same session."""
+    ours, make = CONTENDERS[name]
+    benchmark.group = "queue blocked wake-up round trip, two threads"
+    trips = 2000
+
+    def work() -> None:
+        there, back = make(), make()
+
+        def answer(get: Any = there.get, put: Any = back.put) -> None:
+            for _ in range(trips):
+                put(get())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        put, get = there.put, back.get
+        for i in range(trips):
+            put(i)
+            assert get() == i
+        thread.join()
+
+    bare = futex.round_trips(trips=5000, rounds=3)
+    run(benchmark, contender, name, ours, trips, work)
+    if bare:
+        benchmark.extra_info["futex_round_trip"] = bare["threads"]
+        if benchmark.stats:
+            benchmark.extra_info["times_futex"] = benchmark.stats.stats.median / trips / bare["threads"]
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_get_many_against_get(benchmark: Any, contender: Any, batch: int) -> None:
+    """Only the taking is timed: 100 000 items, in batches or one by one."""
+    benchmark.group = "queue taking 100 000 items, one thread"
+    n = 100_000
+    q: Queue[int] = Queue()
+
+    def fill() -> None:
+        q.put_many(range(n))
+
+    def singly() -> None:
+        get = q.get
+        for _ in range(n):
+            get()
+
+    def batched() -> None:
+        get_many = q.get_many
+        while get_many(batch, False) and not q.empty():
+            pass
+
+    benchmark.pedantic(singly if batch == 1 else batched, setup=fill, rounds=10, iterations=1)
+    contender(benchmark, "get" if batch == 1 else f"get_many({batch})", ours=batch > 1, items=n)
     assert q.empty()

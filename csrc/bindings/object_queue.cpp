@@ -53,6 +53,7 @@ struct Queue {
     std::atomic<uint32_t> yielded;  // counts threads that gave up the GIL to sleep here
     bool coming[kKinds];              // of getters and putters: one was woken ahead of time and has not run yet
     int64_t ahead[kKinds];
+    int streak;                     // asyncio operations that did not wait, in a row
     bool bursts;                    // the last getter that was woken found many items
     ef::Parker* told_first;  // asyncio waiters taken off their list whose loop has not heard of it
     ef::Parker* told_last;
@@ -1107,6 +1108,174 @@ PyObject* queue_freeze(PyObject* self, PyObject* now) {
     Py_RETURN_NONE;
 }
 
+// What aput and aget return: a coroutine that is done at its first step when there is nothing to wait for, and
+// otherwise hands over to the Python one, _aput or _aget. Nothing happens before the first step.
+struct Call {
+    PyObject_HEAD
+    PyObject* queue;
+    PyObject* item;   // null: a get
+    PyObject* inner;  // the Python coroutine
+    bool started;
+};
+
+PyTypeObject* g_call_type;
+constexpr int kStreak = 64;  // as _STREAK in _loops.py
+
+Call* as_call(PyObject* self) { return reinterpret_cast<Call*>(self); }
+
+// The item of a get, None of a put; null without an exception when this needs the slow way.
+PyObject* at_once(Queue* q, PyObject* item) {
+    if (q->engine || q->special != 0 || (item ? q->ring.room() <= 0 : q->ring.empty())) return nullptr;
+    return item ? put_one(q, item, kDontBlock) : get_one(q, kDontBlock);
+}
+PyObject* at_once_locked(PyObject* self, PyObject* item) { EF_LOCKED(PyObject*, at_once(as_queue(self), item)); }
+
+// Creates the Python coroutine.
+bool hand_over(Call* c, bool gives_way) {
+    c->started = true;
+    PyObject* const yes = gives_way ? Py_True : Py_False;
+    c->inner = c->item ? PyObject_CallMethod(c->queue, "_aput", "OO", c->item, yes)
+                       : PyObject_CallMethod(c->queue, "_aget", "O", yes);
+    return c->inner != nullptr;
+}
+
+PySendResult call_step(PyObject* self, PyObject* value, PyObject** result) {
+    Call* c = as_call(self);
+    if (!c->inner) {
+        if (c->started) {
+            PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+            *result = nullptr;
+            return PYGEN_ERROR;
+        }
+        Queue* q = as_queue(c->queue);
+        const bool gives_way = q->streak >= kStreak;
+        if (!gives_way) {
+            *result = at_once_locked(c->queue, c->item);
+            if (*result || PyErr_Occurred()) {
+                ++q->streak;
+                c->started = true;
+                return *result ? PYGEN_RETURN : PYGEN_ERROR;
+            }
+        }
+        q->streak = 0;
+        if (!hand_over(c, gives_way)) {
+            *result = nullptr;
+            return PYGEN_ERROR;
+        }
+    }
+    PyObject* inner = Py_NewRef(c->inner);
+    const PySendResult state = PyIter_Send(inner, value, result);
+    if (state != PYGEN_NEXT) Py_CLEAR(c->inner);
+    Py_DECREF(inner);
+    return state;
+}
+
+PyObject* call_send(PyObject* self, PyObject* value) {
+    PyObject* result;
+    const PySendResult state = call_step(self, value, &result);
+    if (state != PYGEN_RETURN) return result;
+    PyObject* stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+    Py_DECREF(result);
+    if (stop) PyErr_SetObject(PyExc_StopIteration, stop);
+    Py_XDECREF(stop);
+    return nullptr;
+}
+
+PyObject* call_next(PyObject* self) { return call_send(self, Py_None); }
+PyObject* call_await(PyObject* self) { return Py_NewRef(self); }
+PyObject* call_await_method(PyObject* self, PyObject*) { return Py_NewRef(self); }
+
+PyObject* call_throw(PyObject* self, PyObject* args) {
+    Call* c = as_call(self);
+    if (!c->inner) {
+        if (c->started) {
+            PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+            return nullptr;
+        }
+        if (!hand_over(c, false)) return nullptr;  // it has not begun either: the exception comes straight back
+    }
+    PyObject* inner = Py_NewRef(c->inner);
+    PyObject* method = PyObject_GetAttrString(inner, "throw");
+    PyObject* result = method ? PyObject_CallObject(method, args) : nullptr;
+    Py_XDECREF(method);
+    if (!result) Py_CLEAR(c->inner);
+    Py_DECREF(inner);
+    return result;
+}
+
+PyObject* call_close(PyObject* self, PyObject*) {
+    Call* c = as_call(self);
+    c->started = true;
+    PyObject* inner = c->inner;
+    c->inner = nullptr;
+    if (!inner) Py_RETURN_NONE;
+    PyObject* result = PyObject_CallMethod(inner, "close", nullptr);
+    Py_DECREF(inner);
+    return result;
+}
+
+int call_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(as_call(self)->queue);
+    Py_VISIT(as_call(self)->item);
+    Py_VISIT(as_call(self)->inner);
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+void call_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Call* c = as_call(self);
+    if (!c->started) {
+        PyObject *error, *value, *traceback;
+        PyErr_Fetch(&error, &value, &traceback);
+        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine 'Queue.%s' was never awaited", c->item ? "aput" : "aget") < 0)
+            PyErr_WriteUnraisable(nullptr);
+        PyErr_Restore(error, value, traceback);
+    }
+    Py_CLEAR(c->inner);
+    Py_CLEAR(c->item);
+    Py_CLEAR(c->queue);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+PyMethodDef call_methods[] = {
+    {"send", call_send, METH_O, nullptr},
+    {"throw", call_throw, METH_VARARGS, nullptr},
+    {"close", call_close, METH_NOARGS, nullptr},
+    {"__await__", call_await_method, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyType_Slot call_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(call_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(call_traverse)},
+    {Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
+    {Py_tp_iternext, reinterpret_cast<void*>(call_next)},
+    {Py_tp_methods, call_methods},
+    {Py_am_await, reinterpret_cast<void*>(call_await)},
+    {Py_am_send, reinterpret_cast<void*>(call_step)},
+    {0, nullptr},
+};
+
+PyType_Spec call_spec = {"edgefast.queues._native.Call", sizeof(Call), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, call_slots};
+
+PyObject* new_call(PyObject* queue, PyObject* item) {
+    Call* c = PyObject_GC_New(Call, g_call_type);
+    if (!c) return nullptr;
+    c->queue = Py_NewRef(queue);
+    c->item = Py_XNewRef(item);
+    c->inner = nullptr;
+    c->started = false;
+    PyObject_GC_Track(reinterpret_cast<PyObject*>(c));
+    return reinterpret_cast<PyObject*>(c);
+}
+
+PyObject* queue_aput(PyObject* self, PyObject* item) { return new_call(self, item); }
+PyObject* queue_aget(PyObject* self, PyObject*) { return new_call(self, nullptr); }
+
 // ---- for the Python layer ------------------------------------------------------------------------------------------
 
 // _setup(policy, counts_bytes, max_bytes, sizer, max_age, engine): once, values checked in Python; 0 and None for "none".
@@ -1338,6 +1507,8 @@ PyMethodDef queue_methods[] = {
     {"wait_writable", fast(queue_wait_writable), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_setup", queue_setup, METH_VARARGS, nullptr},
     {"_configure", fast(queue_configure), METH_FASTCALL, nullptr},
+    {"aput", queue_aput, METH_O, nullptr},
+    {"aget", queue_aget, METH_NOARGS, nullptr},
     {"_offer", fast(queue_offer), METH_FASTCALL, nullptr},
     {"_size_of", queue_size_of, METH_O, nullptr},
     {"_enlist", fast(queue_enlist), METH_FASTCALL, nullptr},
@@ -1385,7 +1556,8 @@ int module_exec(PyObject* module) {
     Py_DECREF(types);
     if (!g_full || !g_empty || !g_shut_down || !g_finish_events) return -1;
     g_waiter_type = reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &waiter_spec, nullptr));
-    if (!g_waiter_type) return -1;
+    g_call_type = reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &call_spec, nullptr));
+    if (!g_waiter_type || !g_call_type) return -1;
     PyObject* type = PyType_FromModuleAndSpec(module, &queue_spec, nullptr);
     if (!type) return -1;
     const int added = PyModule_AddObjectRef(module, "QueueCore", type);

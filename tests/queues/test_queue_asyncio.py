@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import random
+import sys
 import threading
 import time
 import weakref
@@ -206,6 +208,95 @@ def test_many_wake_ups_of_a_loop_are_one(queue_class: Any, monkeypatch: pytest.M
         thread.join()  # the loop does not run meanwhile
         assert len(calls) == 1
         assert sorted(await asyncio.gather(*tasks)) == list(range(20))
+
+    asyncio.run(main())
+
+
+# ---- what aput and aget return -----------------------------------------------------------------------------------------
+
+
+def test_calls_are_coroutines(queue_class: Any) -> None:
+    q = queue_class(1)
+    call = q.aput(1)
+    assert asyncio.iscoroutine(call)
+    assert inspect.isawaitable(call)
+    assert q.empty()  # nothing happens before the first step
+    with pytest.raises(StopIteration) as stop:
+        call.send(None)
+    assert stop.value.value is None
+    with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+        call.send(None)
+    with pytest.raises(StopIteration) as stop:
+        q.aget().send(None)
+    assert stop.value.value == 1
+    q.put((1, 2))  # a tuple must not become the arguments of StopIteration
+    with pytest.raises(StopIteration) as stop:
+        q.aget().send(None)
+    assert stop.value.value == (1, 2)
+
+
+def test_a_call_that_is_stopped_before_it_begins_does_nothing(queue_class: Any) -> None:
+    async def main() -> None:
+        q = queue_class()
+        q.put(1)
+        task = asyncio.create_task(q.aget())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        call = q.aput(2)
+        with pytest.raises(LookupError, match="no"):
+            call.throw(LookupError("no"))
+        call = q.aput(3)
+        call.close()
+        call.close()
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            call.send(None)
+        assert q.drain() == [1]
+
+    asyncio.run(main())
+
+
+def test_a_waiting_call_is_closed(queue_class: Any) -> None:
+    q = queue_class()
+    loop = asyncio.new_event_loop()
+
+    async def step() -> None:
+        call = q.aget()
+        call.send(None)
+        assert q.statistics().tasks_waiting_receive == 1
+        call.close()
+        assert q.statistics().tasks_waiting_receive == 0
+
+    loop.run_until_complete(step())
+    loop.close()
+
+
+def test_a_forgotten_call_warns(queue_class: Any) -> None:
+    q = queue_class()
+    for name, arguments in (("aget", ()), ("aput", (1,))):
+        with pytest.warns(RuntimeWarning, match=rf"coroutine '.*{name}' was never awaited"):
+            getattr(q, name)(*arguments)
+            gc.collect()
+
+
+def test_references_of_calls(queue_class: Any) -> None:
+    async def main() -> None:
+        q = queue_class(2)
+        item = object()
+        before = sys.getrefcount(item)
+        for _ in range(100):
+            await q.aput(item)
+            assert await q.aget() is item
+            await q.aput_many([item, item])
+            task = asyncio.create_task(q.aput(item))
+            await settle()
+            task.cancel()
+            assert await asyncio.wait([task])
+            assert task.cancelled()
+            del task
+            await q.aget_many(2)
+        gc.collect()
+        assert sys.getrefcount(item) == before
 
     asyncio.run(main())
 

@@ -101,6 +101,11 @@ class AsyncMethods(Generic[T]):
 
     _streak = 0
 
+    def _tired(self) -> bool:
+        """Whether the task that calls should give way to others first."""
+        self._streak = (self._streak + 1) % _STREAK
+        return self._streak == 0
+
     async def _turn(self, kind: int, need: int, woken: bool, timeout: float | None = None) -> bool:
         """Waits for a turn; False after the time-out. A turn is a chance, not a promise: the caller looks again."""
         loop = asyncio.get_running_loop()
@@ -134,11 +139,12 @@ class AsyncMethods(Generic[T]):
             ShutDown: the queue was shut down.
             TypeError, ValueError: the item has no size, or is over max_bytes.
         """
-        woken = False
-        self._streak += 1
-        if self._streak >= _STREAK:
-            self._streak = 0
+        await self._aput(item, self._tired())
+
+    async def _aput(self, item: T, gives_way: bool) -> None:
+        if gives_way:
             await asyncio.sleep(0)
+        woken = False
         while (need := self._offer(item, woken)) >= 0:
             woken = await self._await_room(need, woken)
 
@@ -178,11 +184,12 @@ class AsyncMethods(Generic[T]):
         Raises:
             ShutDown: the queue was shut down and is empty.
         """
-        woken = False
-        self._streak += 1
-        if self._streak >= _STREAK:
-            self._streak = 0
+        return await self._aget(self._tired())
+
+    async def _aget(self, gives_way: bool) -> T:
+        if gives_way:
             await asyncio.sleep(0)
+        woken = False
         while True:
             try:
                 return self.get_nowait()
@@ -204,9 +211,7 @@ class AsyncMethods(Generic[T]):
         if least > most:
             raise ValueError(f"min_items: expected at most max_items ({most}), got {least}")
         woken = False
-        self._streak += 1
-        if self._streak >= _STREAK:
-            self._streak = 0
+        if self._tired():
             await asyncio.sleep(0)
         while True:
             while not self.qsize():
