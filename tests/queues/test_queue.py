@@ -511,7 +511,11 @@ def test_finalizers_may_use_the_queue(queue_class: Any) -> None:
         ),
         ({"high_watermark": 4, "low_watermark": -1}, ValueError, "low_watermark: expected 0 <= low_watermark <= 3"),
         ({"low_watermark": 1}, ValueError, "low_watermark: expected None without a high_watermark, got 1"),
-        ({"policy": "drop"}, ValueError, "policy: expected one of block, drop_newest, drop_oldest, latest, error, got 'drop'"),
+        (
+            {"policy": "drop"},
+            ValueError,
+            "policy: expected one of block, drop_newest, drop_oldest, latest, error, got 'drop'",
+        ),
         ({"policy": 3}, TypeError, "policy: expected a string, got int"),
         ({"max_bytes": 0}, ValueError, "max_bytes: expected 1 <= max_bytes"),
         ({"max_bytes": 1.0}, TypeError, "max_bytes: expected an integer, got float"),

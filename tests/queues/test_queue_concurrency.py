@@ -93,6 +93,61 @@ def test_waiters_are_served_in_turn(queue_class: Any) -> None:
     assert order == [0, 1, 2, 3]
 
 
+def test_waiting_costs_no_cpu(queue_class: Any) -> None:
+    q, full = queue_class(), queue_class(1)
+    full.put(0)
+    calls = [q.get, q.get, lambda: q.get(timeout=60), lambda: q.get_many(3), lambda: full.put(1), full.join]
+    threads = [threading.Thread(target=call, daemon=True) for call in calls]
+    for t in threads:
+        t.start()
+    while q.statistics().tasks_waiting_receive < 4 or not full.statistics().tasks_waiting_send:
+        time.sleep(0.001)
+    time.sleep(0.01)  # the last moments of falling asleep
+    before = time.process_time()
+    time.sleep(0.5)
+    used = time.process_time() - before
+    q.put_many(range(6))
+    full.get()
+    full.get()
+    full.task_done()
+    full.task_done()
+    for t in threads:
+        t.join(20)
+        assert not t.is_alive()
+    assert used < 0.1
+
+
+def test_bursts_and_single_items_by_turns(queue_class: Any) -> None:
+    """After a burst a waiting getter looks for itself for a while: one that comes alone must reach it too."""
+    q, back = queue_class(1024), queue_class()
+    got: list[int] = []
+
+    def consume() -> None:
+        try:
+            while True:
+                got.append(q.get())
+                if got[-1] < 0:
+                    back.put(got[-1])
+        except ShutDown:
+            pass
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    sent: list[int] = []
+    for round_ in range(20):
+        for i in range(5000):
+            q.put(i)
+            sent.append(i)
+        for i in range(5):
+            q.put(-1 - i)
+            sent.append(-1 - i)
+            assert back.get(timeout=20) == -1 - i  # nobody puts more until it came
+        time.sleep(0.003 if round_ % 2 else 0)
+    q.shutdown()
+    thread.join(20)
+    assert got == sent
+
+
 SCRIPTS = {
     "interrupt": """
 import os, signal, sys, threading, time

@@ -101,9 +101,7 @@ class _Device:
         #: (seconds, depth) after every put and get of the first round, when set to a list.
         self.trace: list[tuple[float, int]] | None = None
         high, low = config.watermarks
-        self.queue: Queue[Any] = Queue(
-            config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low
-        )
+        self.queue: Queue[Any] = Queue(config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low)
         self._X, self._y = X, y
         self._config, self._operator, self._scaler = config, op, scaler
 

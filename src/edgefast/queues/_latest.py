@@ -105,7 +105,7 @@ class Latest(Generic[T]):
             loop.wake(future)
 
     def shutdown(self) -> None:
-        """Close for good: set raises ShutDown, and so does get when there is nothing newer. Wakes everybody who waits."""
+        """Close for good: set raises ShutDown, get does when there is nothing newer. Wakes everybody who waits."""
         with self._changed:
             self._is_shutdown = True
             self._wake()

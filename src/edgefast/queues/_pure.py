@@ -87,7 +87,7 @@ class Queue(QueueBase[T]):
     Args:
         maxsize: most items held at once; 0 for no limit.
         max_bytes: most bytes held at once; None for no limit. A put of a larger item is a ValueError.
-        sizer: sizer(item) is its number of bytes, asked once, in put. None takes `nbytes`, or the length of bytes, when
+        sizer: sizer(item) is its number of bytes, asked in put. None takes `nbytes`, or the length of bytes, when
             there is a max_bytes.
         policy: what put does when there is no room: "block" waits, "error" raises Full at once, "drop_newest" drops the
             item, "drop_oldest" makes room by dropping the oldest ones, "latest" always replaces what is there.
@@ -166,9 +166,7 @@ class Queue(QueueBase[T]):
         super().__init_subclass__(**kwargs)
         cls._overridden = tuple(name for name in HOOKS if getattr(cls, name) is not getattr(Queue, name))
 
-    def _setup(
-        self, policy: int, counts_bytes: bool, max_bytes: int, sizer: Any, max_age: int, engine: Any, /
-    ) -> None:
+    def _setup(self, policy: int, counts_bytes: bool, max_bytes: int, sizer: Any, max_age: int, engine: Any, /) -> None:
         self._rule = POLICIES[policy]
         self._counts_bytes = counts_bytes
         self._byte_limit = max_bytes
@@ -569,7 +567,7 @@ class Queue(QueueBase[T]):
         return not self.qsize()
 
     def full(self) -> bool:
-        """True when put would have to wait, to be refused or to drop: maxsize items, max_bytes bytes, or a closed gate."""
+        """True when put would wait, be refused or drop: maxsize items, max_bytes bytes, or a closed gate."""
         with self._lock:
             self._expire()
             full = not self._fits(1 if self._byte_limit else 0)
