@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import queue
 import resource
 import threading
@@ -147,16 +148,28 @@ def test_batches(benchmark: Any, contender: Any, name: str, batch: int) -> None:
 
 
 @each
-def test_wake_up_round_trip(benchmark: Any, contender: Any, name: str) -> None:
-    """An item to a waiting thread and one back; beside it a bare futex ping-pong of the same session."""
+@pytest.mark.parametrize("where", ["one CPU", "two CPUs"])
+def test_wake_up_round_trip(benchmark: Any, contender: Any, name: str, where: str) -> None:
+    """An item to a waiting thread and one back; beside it a bare futex ping-pong on the same CPUs.
+
+    Pinned: where the kernel puts the two threads decides between 4 and 25 microseconds.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs sched_setaffinity")
+    everywhere = os.sched_getaffinity(0)
+    here = min(everywhere)
+    there_cpu = here if where == "one CPU" else max(everywhere)
+    if where == "two CPUs" and len(everywhere) < 2:
+        pytest.skip("needs two CPUs")
     ours, make = CONTENDERS[name]
-    benchmark.group = "queue blocked wake-up round trip, two threads"
-    trips = 2000
+    benchmark.group = f"queue blocked wake-up round trip, two threads on {where}"
+    trips = 1000
 
     def work() -> None:
         there, back = make(), make()
 
         def answer(get: Any = there.get, put: Any = back.put) -> None:
+            os.sched_setaffinity(0, {there_cpu})
             for _ in range(trips):
                 put(get())
 
@@ -168,10 +181,14 @@ def test_wake_up_round_trip(benchmark: Any, contender: Any, name: str) -> None:
             assert get() == i
         thread.join()
 
-    bare = futex.round_trips(trips=5000, rounds=3)
-    run(benchmark, contender, name, ours, trips, work)
+    bare = futex.round_trips(trips=5000, rounds=3, cpus=(here, there_cpu))
+    os.sched_setaffinity(0, {here})
+    try:
+        run(benchmark, contender, name, ours, trips, work)
+    finally:
+        os.sched_setaffinity(0, everywhere)
     if bare:
-        benchmark.extra_info["futex_round_trip"] = bare["threads"]
+        benchmark.extra_info["futex_round_trip_ns"] = bare["threads"] * 1e9
         if benchmark.stats:
             benchmark.extra_info["times_futex"] = benchmark.stats.stats.median / trips / bare["threads"]
 
