@@ -118,7 +118,8 @@ constexpr bool kDefers = false;
 #else
 constexpr bool kDefers = true;
 #endif
-constexpr int64_t kLooksAfter = 1000000, kFirstGetterLooksAfter = 100000;  // nanoseconds
+// The first in line looks soon, those behind it later: everyone who looks asks for the GIL.
+constexpr int64_t kFirstPutterLooksAfter = 1000000, kFirstGetterLooksAfter = 100000, kLooksAfter = 5000000;  // ns
 constexpr int64_t kSpins = 10000;                                            // nanoseconds, at most
 constexpr int64_t kShortSpin = 4000;                                         // of a well timed wake-up, at most
 constexpr int64_t kSmallest = 64;                                            // limits below hold no bursts
@@ -254,6 +255,33 @@ PyObject* pop(Queue* q) {  // returns the ring's reference; settle() follows
 PyObject* evict(Queue* q) {  // as pop, of an item nobody gets
     if (q->sampled_at != 0 && q->ring.get_position() == q->sampled_position) q->sampled_at = 0;
     return q->ring.remove();
+}
+
+// As push, of n items of an unmetered ring; the references are new.
+void push_many(Queue* q, PyObject* const* items, int64_t n) {
+    const uint64_t begin = q->ring.put_position(), timed = (begin + kSampleEvery - 1) / kSampleEvery * kSampleEvery;
+    if (q->sampled_at == 0 && timed < begin + static_cast<uint64_t>(n)) {
+        q->sampled_position = timed;
+        q->sampled_at = ef::now_ns();
+    }
+    for (int64_t i = 0; i < n; ++i) q->ring.append(Py_NewRef(items[i]));
+    q->puts += n;
+    q->unfinished += n;
+    if (q->ring.size() > q->peak) q->peak = q->ring.size();
+}
+
+// As pop, of n items.
+void pop_many(Queue* q, PyObject** items, int64_t n) {
+    if (q->ring.metered()) {
+        for (int64_t i = 0; i < n; ++i) items[i] = pop(q);
+        return;
+    }
+    const uint64_t begin = q->ring.get_position();
+    if (q->sampled_at != 0 && q->sampled_position - begin < static_cast<uint64_t>(n)) {
+        stayed(q, ef::now_ns() - q->sampled_at);
+        q->sampled_at = 0;
+    }
+    q->ring.remove(items, n);
 }
 
 // After items were taken: whoever waits for room.
@@ -500,9 +528,10 @@ bool wait_for_room(Queue* q, int64_t bytes, int64_t deadline) {
         }
         // Whoever was left waiting because this thread would bring more.
         if (put_off(q, kGetters) && !q->ring.empty()) wake(q, kGetters, 1);
-        const bool bursts = kDefers && burst_limit(q) >= kSmallest && q->ring.max_bytes() == 0;
-        const Woken result =
-            sleep_on(q, kPutters, next_expiry(q, deadline), bytes, woken, bursts ? kLooksAfter : 0);
+        const int64_t looks_after = !kDefers || burst_limit(q) < kSmallest || q->ring.max_bytes() > 0 ? 0
+                                    : q->lists[kPutters].empty() ? kFirstPutterLooksAfter
+                                                                 : kLooksAfter;
+        const Woken result = sleep_on(q, kPutters, next_expiry(q, deadline), bytes, woken, looks_after);
         woken = result == Woken::yes;
         if (!woken) pass_on(q, kPutters);
         if (result == Woken::error) return false;
@@ -722,7 +751,8 @@ int64_t put_items(Queue* q, PyObject* items, const int64_t* sizes, int64_t deadl
                 PyErr_NoMemory();
                 return -1;
             }
-            for (const int64_t end = i + n; i < end; ++i) push(q, Py_NewRef(PyTuple_GET_ITEM(items, i)), 0);
+            push_many(q, &PyTuple_GET_ITEM(items, i), n);
+            i += n;
             settle(q);
             wake_getters(q, n);
             accepted += n;
@@ -796,7 +826,7 @@ PyObject* take(Queue* q, int64_t n) {
             Py_DECREF(list);
             continue;
         }
-        for (int64_t i = 0; i < count; ++i) PyList_SET_ITEM(list, i, pop(q));
+        pop_many(q, reinterpret_cast<PyListObject*>(list)->ob_item, count);
         settle(q);
         q->gets += count;
         after_take(q);

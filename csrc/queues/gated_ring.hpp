@@ -120,6 +120,16 @@ public:
         if (head_ == tail_ && capacity_ > kKeep) resize(kKeep);
         return item;
     }
+    // At most size(); an unmetered ring.
+    void remove(T* items, int64_t n) noexcept {
+        const uint64_t count = static_cast<uint64_t>(n), at = head_ & (capacity_ - 1);
+        const uint64_t first = count < capacity_ - at ? count : capacity_ - at;  // up to the end of the array
+        if (count == 0) return;
+        std::memcpy(items, slots_ + at, static_cast<size_t>(first) * sizeof(T));
+        if (count > first) std::memcpy(items + first, slots_, static_cast<size_t>(count - first) * sizeof(T));
+        head_ += count;
+        if (head_ == tail_ && capacity_ > kKeep) resize(kKeep);
+    }
     enum class Gate { unchanged, closed, reopened };
     Gate settle() noexcept {
         if (high_ == 0) return Gate::unchanged;
