@@ -7,10 +7,10 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export PIP_NO_INPUT := 1
 
 # Build inputs: a change in any of them makes the next target rebuild (setup.py then compiles only what it touches).
-SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd')
+SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan soak wheel docs clean
+.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -79,6 +79,12 @@ cpp: ## C++ unit tests of the lock-free parts
 tsan: ## C++ tests under ThreadSanitizer
 	$(MAKE) -C csrc/tests tsan
 
+model: ## the lock-free ring and event count under a model checker, every memory order weakened in turn (needs relacy-dev)
+	$(MAKE) -C csrc/tests model
+
+soak: $(VENV)/.built $(VENV)/.test-deps ## queues under random time-outs and shutdowns for SECONDS (default 180)
+	EDGEFAST_SOAK_SECONDS=$(or $(SECONDS),180) $(PY) -m pytest tests/queues -k soak --timeout 0 -q $(ARGS)
+
 aarch64: ## the C++ kernels on emulated ARM64 (needs g++-aarch64-linux-gnu and qemu-user)
 	$(MAKE) -C csrc/tests aarch64
 
@@ -94,9 +100,6 @@ asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer a
 
 wheel: $(VENV)/.created ## sdist, a tested wheel for every CPython >= 3.11 found, and the pure wheel, in dist/
 	$(PY) tools/wheels.py $(ARGS)
-
-soak: $(VENV)/.built $(VENV)/.test-deps ## minutes of everything at once on one queue (EDGEFAST_SOAK_SECONDS=180 a kind)
-	EDGEFAST_SOAK_SECONDS=$${EDGEFAST_SOAK_SECONDS:-180} $(PY) -m pytest tests/queues -k soak -q $(ARGS)
 
 docs: $(VENV)/.built $(VENV)/.test-deps ## run the code on every page and every example
 	$(PY) -m pytest tests/test_docs.py -q

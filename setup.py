@@ -79,7 +79,7 @@ def extensions() -> list[Extension]:
         return Extension(
             name,
             sources,
-            include_dirs=["csrc"],
+            include_dirs=["csrc", "src/edgefast/include"],
             define_macros=[("EDGEFAST_VERSION", f'"{version()}"')],
             # -isystem: warnings are about our code, not about pybind11's and Python's headers.
             extra_compile_args=cflags + (extra or []) + [f"-isystem{d}" for d in [*(includes or []), *python_includes]],

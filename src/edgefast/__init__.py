@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgefast._info import show_config
@@ -22,6 +23,7 @@ __all__ = [
     "aggregate",
     "available_backends",
     "backend",
+    "get_include",
     "load_model",
     "queues",
     "show_config",
@@ -30,6 +32,18 @@ __all__ = [
 ]
 
 logging.getLogger("edgefast").addHandler(logging.NullHandler())
+
+
+def get_include() -> str:
+    """The folder of edgefast's C headers, for the include path of a compiler.
+
+    Examples:
+        >>> import edgefast, pathlib
+        >>> (pathlib.Path(edgefast.get_include()) / "edgefast" / "record_queue.h").exists()
+        True
+    """
+    return os.path.join(os.path.dirname(__file__), "include")
+
 
 _SUBMODULES = ("aggregate", "federated", "queues", "sketch")
 

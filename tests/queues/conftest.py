@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import edgefast as ef
-from edgefast.queues import _pure
+from edgefast.queues import _pure, _record_pure
 
 sys.path.insert(0, str(Path(__file__).parent))  # linearizability.py
 
@@ -36,3 +36,15 @@ def queue_source(queue_class: Any) -> dict[str, str]:
     native = queue_class is not _pure.Queue
     clean = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFAST_")}
     return {**clean, "EDGEFAST_BACKEND": "native" if native else "numpy"}
+
+
+@pytest.fixture(params=["native", "python"])
+def record_class(request: pytest.FixtureRequest) -> Any:
+    """RecordQueue, native and its pure-Python twin."""
+    if request.param == "python":
+        return _record_pure.RecordQueue
+    if "native" not in ef.available_backends():
+        pytest.skip("backend native is not available")
+    from edgefast.queues import _native_record
+
+    return _native_record.RecordQueue

@@ -175,7 +175,8 @@ class BoundedQueue:
         if self.policy == "drop_newest":
             return state
         if self.policy == "drop_oldest":
-            return State((*state.items[1:], op.value), False, state.closed)
+            rest = self._gated(state.items[1:], state)  # dropping is taking: the gate may reopen
+            return self._gated((*rest.items, op.value), rest)
         return None
 
 

@@ -103,8 +103,10 @@ def test_too_long_a_history_is_refused() -> None:
         explain([op("put", 1, "ok", 0, 1)] * 3, BoundedQueue(), most=2)
 
 
-def random_history(make: Callable[[], Any], encode: Callable[[int], Any], decode: Any, seed: int) -> History:
-    """Three threads, five random operations each, on one queue."""
+def random_history(
+    make: Callable[[], Any], encode: Callable[[int], Any], decode: Any, seed: int, singly: bool = False
+) -> History:
+    """Three threads, five random operations each, on one queue; singly: no put_many."""
     rng = random.Random(seed)
     history = History()
     q = Recorded(make(), history, decode)
@@ -126,7 +128,7 @@ def random_history(make: Callable[[], Any], encode: Callable[[int], Any], decode
                         q.qsize,
                         lambda now=now: q.shutdown(now),
                     ],
-                    [6, 6, 2, 2, 1, 0.3],
+                    [6, 6, 0 if singly else 2, 2, 1, 0.3],
                 )[0]
             )
         return chosen

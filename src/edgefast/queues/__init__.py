@@ -14,11 +14,24 @@ from edgefast.queues._types import Empty, Full, Policy, QueueStatistics, ShutDow
 
 if TYPE_CHECKING or backends.process_backend() != "native":
     from edgefast.queues._pure import Queue
+    from edgefast.queues._record_pure import RecordQueue
 
     IMPLEMENTATION = "python"
 else:
     from edgefast.queues._native_queue import Queue
+    from edgefast.queues._native_record import RecordQueue
 
     IMPLEMENTATION = "native"
 
-__all__ = ["IMPLEMENTATION", "Empty", "Full", "Latest", "Policy", "Queue", "QueueStatistics", "ShutDown", "Versioned"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Empty",
+    "Full",
+    "Latest",
+    "Policy",
+    "Queue",
+    "QueueStatistics",
+    "RecordQueue",
+    "ShutDown",
+    "Versioned",
+]
