@@ -23,10 +23,15 @@ def _program() -> Path | None:
     return program
 
 
-def round_trips(trips: int = 20_000, rounds: int = 5) -> dict[str, float] | None:
-    """{"threads": seconds, "processes": seconds} of one blocked round trip; None without Linux or a compiler."""
+def round_trips(trips: int = 20_000, rounds: int = 5, cpus: tuple[int, int] | None = None) -> dict[str, float] | None:
+    """{"threads": seconds, "processes": seconds} of one blocked round trip; None without Linux or a compiler.
+
+    cpus: where the two are to run; None leaves it to the kernel.
+    """
     program = _program()
     if program is None:
         return None
-    done = subprocess.run([program, str(trips), str(rounds)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [program, str(trips), str(rounds), *map(str, cpus or ())], check=True, capture_output=True, text=True
+    )
     return json.loads(done.stdout)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import os
 import queue
 import resource
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import futex
 import pytest
 
 from edgefast.queues import IMPLEMENTATION, Queue, _pure
@@ -142,4 +144,76 @@ def test_batches(benchmark: Any, contender: Any, name: str, batch: int) -> None:
                 get()
 
     run(benchmark, contender, name, ours, batch * repeats, batched if ours else singly)
+    assert q.empty()
+
+
+@each
+@pytest.mark.parametrize("where", ["one CPU", "two CPUs"])
+def test_wake_up_round_trip(benchmark: Any, contender: Any, name: str, where: str) -> None:
+    """An item to a waiting thread and one back; beside it a bare futex ping-pong on the same CPUs.
+
+    Pinned: where the kernel puts the two threads decides between 4 and 25 microseconds.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs sched_setaffinity")
+    everywhere = os.sched_getaffinity(0)
+    here = min(everywhere)
+    there_cpu = here if where == "one CPU" else max(everywhere)
+    if where == "two CPUs" and len(everywhere) < 2:
+        pytest.skip("needs two CPUs")
+    ours, make = CONTENDERS[name]
+    benchmark.group = f"queue blocked wake-up round trip, two threads on {where}"
+    trips = 1000
+
+    def work() -> None:
+        there, back = make(), make()
+
+        def answer(get: Any = there.get, put: Any = back.put) -> None:
+            os.sched_setaffinity(0, {there_cpu})
+            for _ in range(trips):
+                put(get())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        put, get = there.put, back.get
+        for i in range(trips):
+            put(i)
+            assert get() == i
+        thread.join()
+
+    bare = futex.round_trips(trips=5000, rounds=3, cpus=(here, there_cpu))
+    os.sched_setaffinity(0, {here})
+    try:
+        run(benchmark, contender, name, ours, trips, work)
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    if bare:
+        benchmark.extra_info["futex_round_trip_ns"] = bare["threads"] * 1e9
+        if benchmark.stats:
+            benchmark.extra_info["times_futex"] = benchmark.stats.stats.median / trips / bare["threads"]
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_get_many_against_get(benchmark: Any, contender: Any, batch: int) -> None:
+    """Only the taking is timed: 100 000 items, in batches or one by one."""
+    benchmark.group = "queue taking 100 000 items, one thread"
+    n = 100_000
+    q: Queue[int] = Queue()
+    items = list(range(n))  # kept: not their deallocation is measured
+
+    def fill() -> None:
+        q.put_many(items)
+
+    def singly() -> None:
+        get = q.get
+        for _ in range(n):
+            get()
+
+    def batched() -> None:
+        get_many = q.get_many
+        while get_many(batch, False) and not q.empty():
+            pass
+
+    benchmark.pedantic(singly if batch == 1 else batched, setup=fill, rounds=10, iterations=1)
+    contender(benchmark, "get" if batch == 1 else f"get_many({batch})", ours=batch > 1, items=n)
     assert q.empty()

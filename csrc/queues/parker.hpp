@@ -37,6 +37,11 @@ public:
     Parker* next = nullptr;
     Parker* previous = nullptr;
     bool listed = false;
+    int64_t need = 0;       // what the waiter asks for, where that matters
+    bool shallow = false;   // looks again by itself soon: its wake-up may be put off
+    uint32_t seen = 0;      // for a spinning waiter, set before signal(): the count it waits to change
+    bool spins = false;     // set before signal(): the waker is about to let its protection go
+    void* owner = nullptr;  // set: no thread; whoever takes it off a list tells its owner instead of signalling
 
 #if defined(__linux__)
     // Sleeps until signalled, `deadline` (now_ns clock), or a signal handler ran; spurious returns are possible.
@@ -50,6 +55,7 @@ public:
         syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word_), FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0,
                 deadline == kForever ? nullptr : &t, nullptr, FUTEX_BITSET_MATCH_ANY);
     }
+    bool signalled() const noexcept { return word_.load(std::memory_order_acquire) != 0; }
     void signal() noexcept {
         // release: what the waker did before is visible to a waiter that sees the word without the caller's lock.
         word_.store(1, std::memory_order_release);
@@ -68,6 +74,10 @@ private:
         if (left > kSlice) left = kSlice;
         if (left > 0) condition_.wait_for(lock, std::chrono::nanoseconds(left));
     }
+    bool signalled() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return signalled_;
+    }
     void signal() noexcept {
         std::lock_guard<std::mutex> lock(mutex_);
         signalled_ = true;
@@ -82,6 +92,24 @@ private:
 #endif
 };
 
+// Waits without sleeping until the count differs from `seen`, for about so many nanoseconds at most; returns how long.
+inline int64_t spin_while(const std::atomic<uint32_t>& count, uint32_t seen, int64_t nanoseconds) noexcept {
+    const int64_t begin = now_ns();
+    int64_t spun = 0;
+    while (count.load(std::memory_order_acquire) == seen) {
+        for (int i = 0; i < 16; ++i) {
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("isb");
+#endif
+        }
+        spun = now_ns() - begin;
+        if (spun >= nanoseconds) break;
+    }
+    return spun;
+}
+
 class WaitList {
 public:
     bool empty() const noexcept { return first_ == nullptr; }
@@ -95,6 +123,16 @@ public:
         p->listed = true;
         ++size_;
     }
+    // For a waiter that was woken in vain: it keeps its place.
+    void add_first(Parker* p) noexcept {
+        p->previous = nullptr;
+        p->next = first_;
+        (first_ ? first_->previous : last_) = p;
+        first_ = p;
+        p->listed = true;
+        ++size_;
+    }
+    Parker* first() const noexcept { return first_; }
     void remove(Parker* p) noexcept {
         (p->previous ? p->previous->next : first_) = p->next;
         (p->next ? p->next->previous : last_) = p->previous;

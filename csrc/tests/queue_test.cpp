@@ -3,6 +3,7 @@
 #include <deque>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -64,12 +65,84 @@ void ring_gives_memory_back() {
     CHECK(ring.pop(&reopened) == 7);
 }
 
+// Bytes, the number of items to evict, and the parts of push and pop.
+void metered_ring_against_a_deque() {
+    uint64_t random = 1234567ull;
+    auto next = [&](uint64_t n) {
+        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+        return random % n;
+    };
+    for (int round = 0; round < 200; ++round) {
+        const int64_t limit = static_cast<int64_t>(next(6)), max_bytes = static_cast<int64_t>(4 + next(9));
+        const int64_t high = limit > 1 && next(2) ? limit : 0, low = high / 2;
+        ef::GatedRing<uint64_t> ring;
+        ring.meter(max_bytes);
+        ring.configure(limit, high, low);
+        std::deque<std::pair<uint64_t, int64_t>> model;
+        bool closed = false;
+        auto used = [&] {
+            int64_t sum = 0;
+            for (const auto& [item, bytes] : model) sum += bytes;
+            return sum;
+        };
+        auto gate = [&] {
+            const int64_t size = static_cast<int64_t>(model.size());
+            if (high && !closed && size >= high) closed = true;
+            else if (closed && size <= low) closed = false;
+            ring.settle();
+            CHECK(ring.closed() == closed);
+        };
+        for (uint64_t step = 0; step < 1000; ++step) {
+            if (next(3)) {
+                const int64_t bytes = static_cast<int64_t>(next(static_cast<uint64_t>(max_bytes + 1)));
+                const bool in = !closed && (!limit || static_cast<int64_t>(model.size()) < limit);
+                CHECK(ring.fits(bytes) == (in && used() + bytes <= max_bytes));
+                int64_t n = ring.fits(bytes) ? 0 : ring.excess(bytes);
+                CHECK((n > 0) == !ring.fits(bytes));
+                CHECK(ring.reserve(1));
+                for (bool first = closed; n > 0; --n, first = false) {
+                    // Every one of them has to go.
+                    const bool full = limit && static_cast<int64_t>(model.size()) >= limit;
+                    CHECK(first || full || used() + bytes > max_bytes);
+                    CHECK(ring.remove() == model.front().first);
+                    model.pop_front();
+                }
+                ring.append(step, ef::Meter{bytes, static_cast<int64_t>(step)});
+                model.emplace_back(step, bytes);
+                CHECK(used() <= max_bytes && (!limit || static_cast<int64_t>(model.size()) <= limit));
+            } else if (!model.empty()) {
+                CHECK(ring.meter_at(0).stamp == static_cast<int64_t>(model.front().first));
+                CHECK(ring.remove() == model.front().first);
+                model.pop_front();
+            }
+            gate();
+            CHECK(ring.bytes() == used() && ring.size() == static_cast<int64_t>(model.size()));
+        }
+    }
+}
+
+void many_at_once() {
+    ef::GatedRing<uint64_t> ring;
+    uint64_t in = 0, out = 0, taken[40];
+    for (uint64_t n = 0; n < 400; ++n) {
+        CHECK(ring.reserve(static_cast<int64_t>(n % 37)));
+        for (uint64_t i = 0; i < n % 37; ++i) ring.append(in++);
+        const int64_t k = ring.size() < static_cast<int64_t>(n % 40) ? ring.size() : static_cast<int64_t>(n % 40);
+        ring.remove(taken, k);
+        for (int64_t i = 0; i < k; ++i) CHECK(taken[i] == out++);
+        CHECK(ring.size() == static_cast<int64_t>(in - out));
+    }
+}
+
 void wait_list_is_fifo() {
     ef::WaitList list;
     ef::Parker a, b, c;
     list.add(&a), list.add(&b), list.add(&c);
     list.remove(&b);
-    CHECK(list.size() == 2 && !b.listed);
+    CHECK(list.size() == 2 && !b.listed && list.first() == &a);
+    list.add_first(&b);
+    CHECK(list.first() == &b);
+    list.remove(&b);
     CHECK(list.wake(1) == 1 && !a.listed && c.listed);
     CHECK(list.wake(5) == 1 && list.empty());
     a.wait(ef::kForever);  // was signalled: returns at once
@@ -174,6 +247,8 @@ void threads(int producers, int consumers, int64_t limit, int64_t high, int64_t 
 int main() {
     ring_against_a_deque();
     ring_gives_memory_back();
+    metered_ring_against_a_deque();
+    many_at_once();
     wait_list_is_fifo();
     threads(1, 1, 1, 0, 0);
     threads(1, 1, 64, 0, 0);

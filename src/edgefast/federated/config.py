@@ -12,7 +12,7 @@ from edgefast.errors import InputError
 
 __all__ = ["Policy", "RunConfig", "Weights"]
 
-Policy = Literal["block", "drop_newest"]
+Policy = Literal["block", "drop_newest", "drop_oldest", "latest"]
 Weights = Literal["rows", "equal"]
 
 
@@ -33,7 +33,8 @@ class RunConfig:
         high_watermark: the queue stops accepting at this many batches; None for three quarters of `queue_size`.
         low_watermark: and accepts again at this many; None for a quarter of `high_watermark`.
         policy: what a source does with a batch while the queue does not accept: "block" waits, "drop_newest" drops
-            the batch. What is dropped depends on timing, so only "block" repeats bit for bit.
+            the batch, "drop_oldest" drops the oldest one in the queue for it; "latest" always replaces what is there.
+            What is dropped depends on timing, so only "block" repeats bit for bit.
         weights: weight of a device in the average: the "rows" it trained on in the round, or "equal".
         test_fraction: share of the rows, in each class, kept for scoring.
         seed: of the operator, the split, the shards and the order of the rows; 0 to 2**64 - 1.

@@ -23,7 +23,7 @@ from edgefast.federated.data import Dataset
 from edgefast.federated.model import Model
 from edgefast.federated.partition import dirichlet_partition, stratified_split
 from edgefast.federated.training import Scaler, SoftmaxTrainer, accuracy, fit_centralised
-from edgefast.queues import Full, Queue, ShutDown
+from edgefast.queues import Queue, ShutDown
 from edgefast.sketch import SketchOperator
 
 __all__ = ["Progress", "RunResult", "run"]
@@ -97,12 +97,11 @@ class _Device:
         self.sketching = _Clock()
         self.queueing = _Clock()
         self.training = _Clock()
-        self.dropped = 0
         self.trained = 0
         #: (seconds, depth) after every put and get of the first round, when set to a list.
         self.trace: list[tuple[float, int]] | None = None
         high, low = config.watermarks
-        self.queue: Queue[Any] = Queue(config.queue_size, high_watermark=high, low_watermark=low)
+        self.queue: Queue[Any] = Queue(config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low)
         self._X, self._y = X, y
         self._config, self._operator, self._scaler = config, op, scaler
 
@@ -119,10 +118,7 @@ class _Device:
                     began = clock()
                     Z = self._operator.transform(self._scaler.transform(self._X[rows]), num_threads=1)
                     sketched = clock()
-                    try:
-                        self.queue.put((Z, self._y[rows]), block=config.policy == "block")
-                    except Full:
-                        self.dropped += 1
+                    self.queue.put((Z, self._y[rows]))
                     self._note(number)
                     self.queueing.seconds += clock() - sketched
                     self.queueing.items += 1
@@ -132,7 +128,15 @@ class _Device:
             return
         finally:
             with contextlib.suppress(ShutDown):
+                if config.policy != "block":
+                    self.queue.join()  # the end must neither be dropped nor replace a batch
                 self.queue.put(_END)  # also after an error, so that the trainer does not wait for ever
+
+    @property
+    def dropped(self) -> int:
+        """Batches the queue dropped."""
+        statistics = self.queue.statistics()
+        return statistics.dropped_newest + statistics.dropped_oldest
 
     def _note(self, number: int) -> None:
         if number == 0 and self.trace is not None and len(self.trace) < _MAX_SAMPLES:
@@ -155,6 +159,7 @@ class _Device:
                 item = get()
             except ShutDown:
                 raise _Stopped from None
+            self.queue.task_done()
             if item is _END:
                 break
             self._note(number)

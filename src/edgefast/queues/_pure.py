@@ -10,17 +10,28 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from edgefast.queues._types import Empty, Full, QueueBase, ShutDown, call_listeners
+from edgefast.queues._checks import batch_of, count, seconds
+from edgefast.queues._loops import GETTERS, JOINERS, PUTTERS, WRITERS
+from edgefast.queues._types import (
+    HOOKS,
+    POLICIES,
+    Empty,
+    Full,
+    Policy,
+    QueueBase,
+    ShutDown,
+    call_listeners,
+)
 
 __all__ = ["Queue"]
 
 T = TypeVar("T")
 
 _SAMPLE_EVERY = 64
+_FOREVER = float("inf")
 _instances: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -34,48 +45,63 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _seconds(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            if isinstance(value, (bool, str, bytes)):
-                raise TypeError
-            value = float(value)
-        except TypeError:
-            raise TypeError(f"'{name}' must be a number or None, not {type(value).__name__}") from None
-    seconds = float(value)
-    if not seconds >= 0:
-        raise ValueError(f"'{name}' must be a non-negative number")
-    return seconds
-
-
 def _deadline(block: Any, timeout: Any) -> float | None:
     """None for "do not block", infinity for "for ever", else a time.monotonic()."""
     if not block:
         return None
     if timeout is None:
-        return float("inf")
-    seconds = _seconds(timeout, "timeout")
-    return float("inf") if seconds > 3e9 else time.monotonic() + seconds
+        return _FOREVER
+    limit = seconds(timeout, "timeout")
+    return _FOREVER if limit > 3e9 else time.monotonic() + limit
+
+
+def _past(deadline: float | None) -> bool:
+    return deadline is None or (deadline != _FOREVER and time.monotonic() >= deadline)
+
+
+class _Waiter:
+    """A thread (with a condition) or an asyncio task (with a callback) on a wait list."""
+
+    __slots__ = ("callback", "condition", "future", "kind", "listed", "need")
+
+    def __init__(self, kind: int, need: int) -> None:
+        self.kind = kind
+        self.need = need
+        self.listed = False
+        self.condition: threading.Condition | None = None
+        self.callback: Callable[[Any], bool] | None = None
+        self.future: Any = None
 
 
 class Queue(QueueBase[T]):
-    """A bounded FIFO queue for threads: queue.Queue with watermarks, batches and statistics.
+    """A bounded FIFO queue for threads and asyncio: queue.Queue with backpressure, batches and statistics.
 
-    Everything queue.Queue has means the same here (`mutex`, `queue` and the overridable `_init/_put/_get/_qsize` are
-    absent). With a high watermark the queue closes when it holds that many items - put blocks or raises Full - and
-    reopens when it is down to the low one, so that producers run in bursts instead of one item at a time.
+    Everything queue.Queue has means the same here, except that a negative maxsize is an error and that `mutex` and
+    `queue` are absent. All limits hold together; the first one reached is the one that counts. With a high watermark
+    the queue closes when it holds that many items - put waits, is refused or drops by the policy - and reopens when it
+    is down to the low one, so that producers run in bursts instead of one item at a time.
 
-    Safe to use from any number of threads. FIFO for all, in the order in which puts got their room. Cannot be pickled.
+    Safe to use from any number of threads and event loops. FIFO for all, in the order in which puts got their room.
+    Cannot be pickled.
 
     Args:
         maxsize: most items held at once; 0 for no limit.
-        policy: what put does when there is no room: "block".
+        max_bytes: most bytes held at once; None for no limit. A put of a larger item is a ValueError.
+        sizer: sizer(item) is its number of bytes, asked in put. None takes `nbytes`, or the length of bytes, when
+            there is a max_bytes.
+        policy: what put does when there is no room: "block" waits, "error" raises Full at once, "drop_newest" drops the
+            item, "drop_oldest" makes room by dropping the oldest ones, "latest" always replaces what is there.
+            Dropped items count as done for join().
         high_watermark: number of items at which the queue closes, 1 to maxsize; None for no gate.
         low_watermark: number at which it reopens, below high; None for high // 4.
+        max_age: seconds after which an item is dropped instead of got; None for no limit.
         name: shown by repr and in reports.
 
+    A subclass may override `_init(maxsize)`, `_qsize()`, `_put(item)` and `_get()` as with queue.Queue, which makes it
+    slower. They run under the queue's lock, which is not part of the interface.
+
     Raises:
-        TypeError: an argument is not of its type.
+        TypeError: an argument is not of its type, or does not go with an overridden `_init`, `_qsize`, `_put`, `_get`.
         ValueError: negative sizes, low not below high, high above maxsize, an unknown policy.
 
     Examples:
@@ -89,162 +115,396 @@ class Queue(QueueBase[T]):
         ['a', 'b', 'c']
         >>> q.writable
         True
+        >>> frames = Queue(2, policy="drop_oldest")
+        >>> frames.put_many([1, 2, 3, 4])
+        4
+        >>> frames.drain(), frames.statistics().dropped_oldest
+        ([3, 4], 2)
     """
 
     def __init__(
         self,
         maxsize: int = 0,
         *,
-        policy: Literal["block"] = "block",
+        max_bytes: int | None = None,
+        sizer: Callable[[T], int] | None = None,
+        policy: Policy = "block",
         high_watermark: int | None = None,
         low_watermark: int | None = None,
+        max_age: float | None = None,
         name: str | None = None,
     ) -> None:
         self._reset_waiting()
-        self._items: deque[T] = deque()
         self._closed = False
         self._is_shutdown = False
         self._unfinished = 0
         self._listening = False
         self._went_high = self._went_low = False
         self._puts = self._gets = self._cleared = self._refused = 0
+        self._dropped_newest = self._dropped_oldest = self._expired = 0
         self._full_waits = self._empty_waits = self._wakeups = self._high_events = self._peak = 0
+        self._bytes = self._peak_bytes = 0
         self._sampled_position = 0
-        self._sampled_at = 0.0
+        self._sampled_at = 0
         self._sojourn = -1.0
-        self._created_at = time.monotonic()
-        self._maxsize = self._high = self._low = 0
-        super().__init__(maxsize, policy=policy, high_watermark=high_watermark, low_watermark=low_watermark, name=name)
-
+        self._frozen_at = -1
+        self._limit = self._high_mark = self._low_mark = 0
+        super().__init__(
+            maxsize,
+            max_bytes=max_bytes,
+            sizer=sizer,
+            policy=policy,
+            high_watermark=high_watermark,
+            low_watermark=low_watermark,
+            max_age=max_age,
+            name=name,
+        )
+        self._init(maxsize)
         _instances.add(self)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._overridden = tuple(name for name in HOOKS if getattr(cls, name) is not getattr(Queue, name))
+
+    def _setup(self, policy: int, counts_bytes: bool, max_bytes: int, sizer: Any, max_age: int, engine: Any, /) -> None:
+        self._rule = POLICIES[policy]
+        self._counts_bytes = counts_bytes
+        self._byte_limit = max_bytes
+        self._sizer = sizer
+        self._age = max_age  # nanoseconds; 0: no limit
+        self._meters: deque[tuple[int, int]] | None = deque() if counts_bytes or max_age else None
 
     def _reset_waiting(self) -> None:
         # Reentrant: a finalizer may run inside an operation and use the queue.
         self._lock = threading.RLock()
-        self._not_empty = threading.Condition(self._lock)
-        self._not_full = threading.Condition(self._lock)
-        self._all_done = threading.Condition(self._lock)
-        self._opened = threading.Condition(self._lock)
-        self._putters = self._getters = 0
+        self._lists: tuple[deque[_Waiter], ...] = (deque(), deque(), deque(), deque())
+        self._told: deque[_Waiter] = deque()
+
+    # ---- storage, as in queue.Queue ------------------------------------------------------------------------------
+
+    def _init(self, maxsize: int) -> None:
+        self._items: deque[T] = deque()
+
+    def _qsize(self) -> int:
+        return len(self._items)
+
+    def _put(self, item: T) -> None:
+        self._items.append(item)
+
+    def _get(self) -> T:
+        return self._items.popleft()
 
     # ---- parts, under the lock -----------------------------------------------------------------------------------
+
+    def _clock(self) -> int:
+        return time.monotonic_ns() if self._frozen_at < 0 else self._frozen_at
 
     def _room(self) -> float:
         if self._closed:
             return 0
-        room = float("inf")
+        room = _FOREVER
+        size = self._qsize()
         if self._limit > 0:
-            room = self._limit - len(self._items)
+            room = self._limit - size
         if self._high_mark > 0:
-            room = min(room, self._high_mark - len(self._items))
+            room = min(room, self._high_mark - size)
         return max(room, 0)
 
-    def _push(self, item: T) -> None:
-        position = self._gets + self._cleared + len(self._items)
-        if position % _SAMPLE_EVERY == 0 and not self._sampled_at:
-            self._sampled_position, self._sampled_at = position, time.monotonic()
-        self._items.append(item)
-        self._puts += 1
-        self._unfinished += 1
-        if self._high_mark > 0 and not self._closed and len(self._items) >= self._high_mark:
+    def _fits(self, size: int) -> bool:
+        return self._room() > 0 and (not self._byte_limit or size <= self._byte_limit - self._bytes)
+
+    def _excess(self, size: int) -> int:
+        """How many of the oldest must go before an item of so many bytes may be put."""
+        here = self._qsize()
+        n = 1 if self._closed else 0
+        if self._limit > 0:
+            n = max(n, here + 1 - self._limit)
+        if self._high_mark > 0:
+            n = max(n, here + 1 - self._high_mark)
+        if not self._byte_limit:
+            return min(n, here)
+        assert self._meters is not None
+        gone, left = 0, self._bytes
+        while gone < here and (gone < n or size > self._byte_limit - left):
+            left -= self._meters[gone][0]
+            gone += 1
+        return gone
+
+    def _settle(self) -> None:
+        """The gate, after the whole of an operation."""
+        if not self._high_mark:
+            return
+        size = self._qsize()
+        if not self._closed and size >= self._high_mark:
             self._closed = self._went_high = True
             self._high_events += 1
-        self._peak = max(self._peak, len(self._items))
-
-    def _pop(self) -> T:
-        if self._sampled_at and self._gets + self._cleared == self._sampled_position:
-            seconds = time.monotonic() - self._sampled_at
-            self._sojourn = seconds if self._sojourn < 0 else self._sojourn + 0.125 * (seconds - self._sojourn)
-            self._sampled_at = 0.0
-        item = self._items.popleft()
-        self._gets += 1
-        if self._closed and len(self._items) <= self._low_mark:
+        elif self._closed and size <= self._low_mark:
             self._closed = False
             self._went_low = True
+
+    def _push(self, item: T, size: int) -> None:
+        position = self._puts
+        self._put(item)
+        if self._meters is not None:
+            self._meters.append((size, self._clock() if self._age else 0))
+            self._bytes += size
+            self._peak_bytes = max(self._peak_bytes, self._bytes)
+        if position % _SAMPLE_EVERY == 0 and not self._sampled_at and not self._age:
+            self._sampled_position, self._sampled_at = position, time.monotonic_ns()
+        self._puts += 1
+        self._unfinished += 1
+        self._peak = max(self._peak, self._qsize())
+
+    def _remove(self, sampled: bool) -> T:
+        position = self._gets + self._cleared + self._dropped_oldest + self._expired
+        item = self._get()
+        if self._meters is not None:
+            size, stamp = self._meters.popleft()
+            self._bytes -= size
+            if self._age and sampled:
+                self._stayed(self._clock() - stamp)
+        if self._sampled_at and position >= self._sampled_position:
+            if sampled and position == self._sampled_position:
+                self._stayed(time.monotonic_ns() - self._sampled_at)
+            self._sampled_at = 0
         return item
 
+    def _stayed(self, nanoseconds: int) -> None:
+        spent = nanoseconds * 1e-9
+        self._sojourn = spent if self._sojourn < 0 else self._sojourn + 0.125 * (spent - self._sojourn)
+
+    def _pop(self) -> T:
+        item = self._remove(True)
+        self._gets += 1
+        return item
+
+    def _expire(self) -> None:
+        """Drops the items that are too old."""
+        meters = self._meters
+        if not self._age or not meters:
+            return
+        now = self._clock()
+        gone = []
+        while meters and now - meters[0][1] >= self._age:
+            gone.append(self._remove(False))
+            self._expired += 1
+        if gone:
+            self._settle()
+            self._finish(len(gone))
+            self._after_take()
+
+    def _next_expiry(self, deadline: float) -> float:
+        if not self._age or not self._meters or self._frozen_at >= 0:
+            return deadline
+        return min(deadline, (self._meters[0][1] + self._age) * 1e-9)
+
+    def _wake_first(self, waiters: deque[_Waiter]) -> None:
+        waiter = waiters.popleft()
+        waiter.listed = False
+        self._wakeups += 1
+        if waiter.condition is None:
+            self._told.append(waiter)
+        else:
+            waiter.condition.notify()
+
+    def _wake(self, kind: int, n: float = _FOREVER) -> None:
+        waiters = self._lists[kind]
+        while waiters and n > 0:
+            self._wake_first(waiters)
+            n -= 1
+
+    def _wake_putters(self) -> None:
+        waiters = self._lists[PUTTERS]
+        if not waiters:
+            return
+        room = self._room()
+        left = self._byte_limit - self._bytes if self._byte_limit else _FOREVER
+        while waiters and room > 0 and waiters[0].need <= left:
+            left -= waiters[0].need
+            room -= 1
+            self._wake_first(waiters)
+
     def _after_take(self) -> None:
-        if self._putters and (room := self._room()) > 0:
-            self._wake(self._not_full, int(min(room, self._putters)))
+        self._wake_putters()
         if not self._closed:
-            self._opened.notify_all()
+            self._wake(WRITERS)
 
-    def _wake(self, condition: threading.Condition, n: int) -> None:
-        self._wakeups += n
-        condition.notify(n)
+    def _finish(self, n: int) -> None:
+        self._unfinished -= min(n, self._unfinished)
+        if self._unfinished == 0:
+            self._wake(JOINERS)
 
-    def _events(self) -> tuple[bool, bool]:
-        events = (self._went_high and self._listening, self._went_low and self._listening)
-        self._went_high = self._went_low = False
-        return events
+    def _pass_on(self, kind: int) -> None:
+        """Whoever was woken does not take what it was woken for: the next one may."""
+        if kind == PUTTERS:
+            self._wake_putters()
+        elif kind == GETTERS:
+            self._wake(GETTERS, self._qsize())
 
-    def _tell(self, events: tuple[bool, bool]) -> None:
-        if any(events):
-            call_listeners(self, *events)
+    def _owner(self) -> Any:
+        """Whom the listeners hear of."""
+        return self
 
-    def _sleep(self, condition: threading.Condition, deadline: float) -> None:
-        condition.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+    def _report(self) -> None:
+        """Tells the loops of asyncio waiters and calls the listeners, outside of the operation and the lock."""
+        while self._told or self._went_high or self._went_low:
+            with self._lock:
+                told, self._told = self._told, deque()
+                high, low = self._went_high, self._went_low
+                self._went_high = self._went_low = False
+            for waiter in told:
+                assert waiter.callback is not None
+                if not waiter.callback(waiter.future):
+                    with self._lock:
+                        self._pass_on(waiter.kind)
+            if self._listening and (high or low):
+                call_listeners(self._owner(), high, low)
 
-    def _wait_for_room(self, deadline: float | None) -> None:
-        counted = False
+    def _sleep(self, kind: int, deadline: float, need: int = 0, keeps_place: bool = False) -> bool:
+        """Waits for a turn; False after the deadline. Lets the lock go meanwhile, and tells who was woken so far."""
+        waiter = _Waiter(kind, need)
+        waiter.condition = threading.Condition(self._lock)
+        waiters = self._lists[kind]
+        waiters.appendleft(waiter) if keeps_place else waiters.append(waiter)
+        waiter.listed = True
+        try:
+            waiter.condition.wait(None if deadline == _FOREVER else max(0.0, deadline - time.monotonic()))
+        except BaseException:
+            self._unlist(waiter)
+            self._pass_on(kind)
+            raise
+        return not self._unlist(waiter)
+
+    def _unlist(self, waiter: _Waiter) -> bool:
+        if not waiter.listed:
+            return False
+        waiter.listed = False
+        self._lists[waiter.kind].remove(waiter)
+        return True
+
+    def _wait_for_room(self, size: int, deadline: float | None) -> None:
+        counted = woken = False
         while True:
+            self._expire()
             if self._is_shutdown:
                 raise ShutDown
-            if self._room() > 0:
+            fits = self._fits(size)
+            # Small items must not starve a large one that waits.
+            if fits and (woken or not self._byte_limit or not self._lists[PUTTERS]):
                 return
-            if deadline is None or time.monotonic() >= deadline:
+            if self._rule == "error" or deadline is None or _past(deadline):
+                if fits:
+                    return
                 self._refused += 1
                 raise Full
             if not counted:
                 self._full_waits += 1
                 counted = True
-            self._putters += 1
-            try:
-                self._sleep(self._not_full, deadline)
-            except BaseException:
-                # Woken and leaving without putting: the room is somebody else's now.
-                self._not_full.notify()
-                raise
-            finally:
-                self._putters -= 1
+            if self._told:
+                self._report()
+                continue
+            woken = self._sleep(PUTTERS, self._next_expiry(deadline), size, woken)
+            if not woken:
+                self._pass_on(PUTTERS)
 
     def _wait_for_items(self, wanted: int, deadline: float | None) -> None:
-        counted = False
-        while len(self._items) < wanted:
+        counted = woken = False
+        while True:
+            self._expire()
+            here = self._qsize()
+            if here >= wanted:
+                return
             if self._is_shutdown:
-                if self._items:
+                if here:
                     return
                 raise ShutDown
-            if deadline is None or time.monotonic() >= deadline:
-                if self._items:
+            if deadline is None or _past(deadline):
+                if here:
                     return
                 raise Empty
             if not counted:
                 self._empty_waits += 1
                 counted = True
-            self._getters += 1
-            try:
-                self._sleep(self._not_empty, deadline)
-            except BaseException:
-                self._not_empty.notify()
-                raise
-            finally:
-                self._getters -= 1
+            if self._told:
+                self._report()
+                continue
+            # Who wants several must not stand before those who want one.
+            woken = self._sleep(GETTERS, deadline, 0, woken and wanted == 1)
 
-    def _take(self, n: int) -> list[T]:
-        items = [self._pop() for _ in range(min(n, len(self._items)))]
+    def _size_of(self, item: T, /) -> int:
+        if not self._counts_bytes:
+            return 0
+        size: Any
+        if self._sizer is not None:
+            size = self._sizer(item)
+        elif isinstance(item, (bytes, bytearray)):
+            size = len(item)
+        else:
+            try:
+                size = item.nbytes  # type: ignore[attr-defined]
+            except AttributeError:
+                raise TypeError(
+                    f"item: expected bytes or an object with nbytes, got {type(item).__name__}; pass sizer= for others"
+                ) from None
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise TypeError(f"sizer: expected an integer number of bytes, got {type(size).__name__}")
+        size = size.__index__()
+        if size < 0:
+            raise ValueError(f"sizer: expected at least 0 bytes, got {size}")
+        if self._byte_limit and size > self._byte_limit:
+            raise ValueError(f"item: expected at most max_bytes ({self._byte_limit}), got {size} bytes")
+        return size
+
+    def _put_by_policy(self, item: T, size: int, deadline: float | None) -> bool:
+        """Puts one item by the queue's policy; False when it was dropped."""
+        excess = 0
+        if self._rule in ("block", "error"):
+            self._wait_for_room(size, deadline)
+        else:
+            self._expire()
+            if self._is_shutdown:
+                raise ShutDown
+            if self._rule == "latest":
+                excess = self._qsize()
+            elif not self._fits(size):
+                if self._rule == "drop_newest":
+                    self._dropped_newest += 1
+                    return False
+                excess = self._excess(size)
+        gone = []
+        for _ in range(excess):
+            gone.append(self._remove(False))
+            self._dropped_oldest += 1
+        self._push(item, size)
+        self._settle()
+        if excess:
+            self._finish(excess)
+            self._after_take()
+        self._wake(GETTERS, 1)
+        if self._byte_limit:
+            self._wake_putters()  # the next in line may fit as well
+        return True
+
+    def _take(self, n: float) -> list[T]:
+        self._expire()
+        items: list[T] = []
+        while len(items) < n and self._qsize():
+            items.append(self._pop())
+        self._settle()
         self._after_take()
         return items
 
-    def _finish(self, n: int) -> None:
-        self._unfinished -= min(n, self._unfinished)
-        if self._unfinished == 0:
-            self._all_done.notify_all()
+    def _discard(self) -> list[T]:
+        left = self._take(_FOREVER)
+        self._gets -= len(left)
+        self._cleared += len(left)
+        self._finish(len(left))
+        return left
 
     # ---- queue.Queue ---------------------------------------------------------------------------------------------
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        """Put an item; wait for room when there is none.
+        """Put an item by the queue's policy; with "block", wait for room when there is none.
 
         Args:
             item: any object.
@@ -252,18 +512,16 @@ class Queue(QueueBase[T]):
             timeout: seconds to wait at most; None for ever.
 
         Raises:
-            Full: no room in time.
+            Full: no room in time, or none and the policy is "error". Never with a policy that drops.
             ShutDown: the queue was shut down.
-            ValueError, TypeError: the timeout is negative or no number.
+            ValueError, TypeError: the timeout is negative or no number; the item is over max_bytes or has no size.
         """
         deadline = _deadline(block, timeout)
-        with self._lock:
-            self._wait_for_room(deadline)
-            self._push(item)
-            if self._getters:
-                self._wake(self._not_empty, 1)
-            events = self._events()
-        self._tell(events)
+        try:
+            with self._lock:
+                self._put_by_policy(item, self._size_of(item), deadline)
+        finally:
+            self._report()
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the oldest item; wait for one when there is none.
@@ -278,13 +536,15 @@ class Queue(QueueBase[T]):
             ValueError, TypeError: the timeout is negative or no number.
         """
         deadline = _deadline(block, timeout)
-        with self._lock:
-            self._wait_for_items(1, deadline)
-            item = self._pop()
-            self._after_take()
-            events = self._events()
-        self._tell(events)
-        return item
+        try:
+            with self._lock:
+                self._wait_for_items(1, deadline)
+                item = self._pop()
+                self._settle()
+                self._after_take()
+                return item
+        finally:
+            self._report()
 
     def put_nowait(self, item: T) -> None:
         """put(item, block=False)."""
@@ -297,17 +557,22 @@ class Queue(QueueBase[T]):
     def qsize(self) -> int:
         """Number of items."""
         with self._lock:
-            return len(self._items)
+            self._expire()
+            size = self._qsize()
+        self._report()
+        return size
 
     def empty(self) -> bool:
         """True when there is no item."""
-        with self._lock:
-            return not self._items
+        return not self.qsize()
 
     def full(self) -> bool:
-        """True when put would have to wait: maxsize items, or the gate is closed."""
+        """True when put would wait, be refused or drop: maxsize items, max_bytes bytes, or a closed gate."""
         with self._lock:
-            return self._room() == 0
+            self._expire()
+            full = not self._fits(1 if self._byte_limit else 0)
+        self._report()
+        return full
 
     def task_done(self) -> None:
         """Report one item as done, for join().
@@ -319,12 +584,22 @@ class Queue(QueueBase[T]):
             if self._unfinished <= 0:
                 raise ValueError("task_done() called too many times")
             self._finish(1)
+        self._report()
 
     def join(self) -> None:
         """Wait until task_done() was called for every item."""
-        with self._lock:
-            while self._unfinished:
-                self._all_done.wait()
+        try:
+            with self._lock:
+                while True:
+                    self._expire()
+                    if not self._unfinished:
+                        return
+                    if self._told:
+                        self._report()
+                        continue
+                    self._sleep(JOINERS, self._next_expiry(_FOREVER))
+        finally:
+            self._report()
 
     def shutdown(self, immediate: bool = False) -> None:
         """Close for good: put raises ShutDown, get does once the queue is empty. Wakes everybody who waits.
@@ -335,12 +610,11 @@ class Queue(QueueBase[T]):
         with self._lock:
             left = self._discard() if immediate else []
             if immediate:
-                self._all_done.notify_all()
+                self._wake(JOINERS)
             self._is_shutdown = True
-            for condition in (self._not_empty, self._not_full, self._opened):
-                condition.notify_all()
-            events = self._events()
-        self._tell(events)
+            for kind in (GETTERS, PUTTERS, WRITERS):
+                self._wake(kind)
+        self._report()
         del left
 
     @property
@@ -358,7 +632,7 @@ class Queue(QueueBase[T]):
     # ---- batches ---------------------------------------------------------------------------------------------------
 
     def put_many(self, items: Sequence[T], block: bool = True, timeout: float | None = None) -> int:
-        """Put items in order, as many as find room in time.
+        """Put items in order, each by the queue's policy, as many as find room in time.
 
         Args:
             items: a sequence; an iterator would lose what does not fit.
@@ -366,45 +640,34 @@ class Queue(QueueBase[T]):
             timeout: seconds to wait at most, for all of them; None for ever.
 
         Returns:
-            The number accepted: items[:n] are in the queue, the rest was not touched. Less than len(items) after the
-            time-out, or when the queue was shut down while waiting.
+            The number accepted. With the policies "block" and "error" items[:n] are in the queue and the rest was not
+            touched: less than len(items) after the time-out, or when the queue was shut down while waiting. With
+            "drop_newest" the others were dropped; with "drop_oldest" and "latest" all are accepted, and earlier ones
+            dropped for them.
 
         Raises:
             ShutDown: the queue was shut down before the first item.
-            TypeError: items is no sequence, or a string.
+            TypeError: items is no sequence, or a string, or one of them has no size.
+            ValueError: one of them is over max_bytes; nothing was put.
         """
         deadline = _deadline(block, timeout)
-        if not isinstance(items, Sequence) and not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
-            raise TypeError(
-                f"items: expected a sequence such as a list, got {type(items).__name__} "
-                "(an iterator would lose what does not fit)"
-            )
-        if isinstance(items, (str, bytes)) or hasattr(items, "keys"):
-            raise TypeError(
-                f"items: expected a sequence such as a list, got {type(items).__name__} "
-                "(an iterator would lose what does not fit)"
-            )
-        batch = list(items)
-        done = 0
-        with self._lock:
-            while done < len(batch):
-                try:
-                    self._wait_for_room(deadline)
-                except Full:
-                    break
-                except ShutDown:
-                    if done == 0:
-                        raise
-                    break
-                n = int(min(self._room(), len(batch) - done))
-                for item in islice(batch, done, done + n):
-                    self._push(item)
-                done += n
-                if self._getters:
-                    self._wake(self._not_empty, min(n, self._getters))
-            events = self._events()
-        self._tell(events)
-        return done
+        batch = batch_of(items)
+        accepted = 0
+        try:
+            with self._lock:
+                sizes = [self._size_of(item) for item in batch]
+                for i, item in enumerate(batch):
+                    try:
+                        accepted += self._put_by_policy(item, sizes[i], deadline)
+                    except Full:
+                        break
+                    except ShutDown:
+                        if i == 0:
+                            raise
+                        break
+        finally:
+            self._report()
+        return accepted
 
     def get_many(
         self,
@@ -432,46 +695,40 @@ class Queue(QueueBase[T]):
             TypeError, ValueError: a number is out of range or no number.
         """
         deadline = _deadline(block, timeout)
-        most = _count(max_items, "max_items")
-        least = _count(min_items, "min_items")
-        wait = _seconds(linger, "linger")
+        most, least, wait = count(max_items, "max_items"), count(min_items, "min_items"), seconds(linger, "linger")
         if least > most:
             raise ValueError(f"min_items: expected at most max_items ({most}), got {least}")
-        with self._lock:
-            while True:
-                self._wait_for_items(1, deadline)
-                if len(self._items) < least and wait > 0:
-                    try:
-                        self._wait_for_items(least, time.monotonic() + wait)
-                    except Empty:
-                        continue  # somebody else took the first item meanwhile
-                break
-            taken = self._take(most)
-            events = self._events()
-        self._tell(events)
-        return taken
+        try:
+            with self._lock:
+                while True:
+                    self._wait_for_items(1, deadline)
+                    if self._qsize() < least and wait > 0:
+                        try:
+                            self._wait_for_items(least, time.monotonic() + wait)
+                        except Empty:
+                            continue  # somebody else took the first item meanwhile
+                    taken = self._take(most)
+                    if not taken:
+                        continue  # the last one expired
+                    if least > 1:
+                        # While this thread lingered it may have been woken for items it leaves to others.
+                        self._wake(GETTERS, self._qsize())
+                    return taken
+        finally:
+            self._report()
 
     def drain(self) -> list[T]:
         """Take everything there is, without waiting; an empty list when there is nothing."""
         with self._lock:
-            taken = self._take(len(self._items))
-            events = self._events()
-        self._tell(events)
+            taken = self._take(_FOREVER)
+        self._report()
         return taken
-
-    def _discard(self) -> list[T]:
-        left = self._take(len(self._items))
-        self._gets -= len(left)
-        self._cleared += len(left)
-        self._finish(len(left))
-        return left
 
     def clear(self) -> int:
         """Discard everything there is and return how many items that were; they count as done."""
         with self._lock:
             left = self._discard()
-            events = self._events()
-        self._tell(events)
+        self._report()
         return len(left)
 
     def peek(self) -> T:
@@ -480,11 +737,18 @@ class Queue(QueueBase[T]):
         Raises:
             Empty: there is none.
             ShutDown: there is none and the queue was shut down.
+            TypeError: a subclass overrides the storage.
         """
-        with self._lock:
-            if not self._items:
-                raise ShutDown if self._is_shutdown else Empty
-            return self._items[0]
+        if self._overridden:
+            raise TypeError(f"{type(self._owner()).__name__}.peek() needs the queue's own storage")
+        try:
+            with self._lock:
+                self._expire()
+                if not self._items:
+                    raise ShutDown if self._is_shutdown else Empty
+                return self._items[0]
+        finally:
+            self._report()
 
     # ---- the gate --------------------------------------------------------------------------------------------------
 
@@ -492,7 +756,10 @@ class Queue(QueueBase[T]):
     def writable(self) -> bool:
         """False from the moment the queue reaches its high watermark until it is down to the low one."""
         with self._lock:
-            return not self._closed
+            self._expire()
+            writable = not self._closed
+        self._report()
+        return writable
 
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until the gate is open.
@@ -509,14 +776,87 @@ class Queue(QueueBase[T]):
         """
         deadline = _deadline(True, timeout)
         assert deadline is not None
-        with self._lock:
-            while self._closed and not self._is_shutdown:
-                if time.monotonic() >= deadline:
-                    return False
-                self._sleep(self._opened, deadline)
-            if self._is_shutdown:
-                raise ShutDown
+        try:
+            with self._lock:
+                while True:
+                    self._expire()
+                    if self._is_shutdown:
+                        raise ShutDown
+                    if not self._closed:
+                        return True
+                    if _past(deadline):
+                        return False
+                    if self._told:
+                        self._report()
+                        continue
+                    self._sleep(WRITERS, self._next_expiry(deadline))
+        finally:
+            self._report()
+
+    # ---- for asyncio -----------------------------------------------------------------------------------------------
+
+    def _offer(self, item: T, woken: bool, /) -> int:
+        try:
+            with self._lock:
+                size = self._size_of(item)
+                if self._rule == "block":
+                    self._expire()
+                    if not self._is_shutdown and not self._ready(PUTTERS, size, woken):
+                        return size
+                return -1 if self._put_by_policy(item, size, None) else -2
+        finally:
+            self._report()
+
+    def _ready(self, kind: int, need: int, woken: bool) -> bool:
+        self._expire()
+        if kind == JOINERS:
+            return not self._unfinished
+        if self._is_shutdown:
             return True
+        if kind == GETTERS:
+            return self._qsize() >= need
+        if kind == PUTTERS:
+            return self._fits(need) and (woken or not self._byte_limit or not self._lists[PUTTERS])
+        return not self._closed
+
+    def _enlist(
+        self, kind: int, need: int, woken: bool, callback: Callable[[Any], bool], future: Any, /
+    ) -> _Waiter | None:
+        try:
+            with self._lock:
+                if self._ready(kind, need, woken):
+                    return None
+                if not woken:
+                    self._empty_waits += kind == GETTERS
+                    self._full_waits += kind == PUTTERS
+                waiter = _Waiter(kind, need)
+                waiter.callback, waiter.future = callback, future
+                waiters = self._lists[kind]
+                waiters.appendleft(waiter) if woken else waiters.append(waiter)
+                waiter.listed = True
+                return waiter
+        finally:
+            self._report()
+
+    def _leave(self, waiter: _Waiter, gives_up: bool, /) -> bool:
+        with self._lock:
+            if waiter.listed and waiter not in self._lists[waiter.kind]:
+                return False  # of the time before a fork
+            listed = self._unlist(waiter)
+            # Also when it was still listed: it may have stood before one that fits, or been woken in vain before.
+            if gives_up or (listed and waiter.kind == PUTTERS):
+                self._pass_on(waiter.kind)
+        self._report()
+        return not listed
+
+    def _expires_in(self) -> float:
+        with self._lock:
+            at = self._next_expiry(_FOREVER)
+        return -1.0 if at == _FOREVER else max(0.0, at - time.monotonic())
+
+    def _freeze(self, now: int, /) -> None:
+        with self._lock:
+            self._frozen_at = now
 
     # ---- for QueueBase ---------------------------------------------------------------------------------------------
 
@@ -525,7 +865,9 @@ class Queue(QueueBase[T]):
             self._limit, self._high_mark, self._low_mark = maxsize, high, low
             if high == 0:
                 self._closed = False
-            self._after_take()
+            if any(self._lists):
+                self._after_take()
+        self._report()
 
     def _listen(self, on: bool, /) -> None:
         with self._lock:
@@ -533,10 +875,11 @@ class Queue(QueueBase[T]):
 
     def _counters(self) -> tuple[Any, ...]:
         with self._lock:
-            return (
-                len(self._items),
-                self._putters,
-                self._getters,
+            self._expire()
+            counters = (
+                self._qsize(),
+                len(self._lists[PUTTERS]),
+                len(self._lists[GETTERS]),
                 self._puts,
                 self._gets,
                 self._cleared,
@@ -548,15 +891,12 @@ class Queue(QueueBase[T]):
                 self._peak,
                 self._unfinished,
                 int(self._closed),
+                self._dropped_newest,
+                self._dropped_oldest,
+                self._expired,
+                self._bytes,
+                self._peak_bytes,
                 self._sojourn,
-                time.monotonic() - self._created_at,
             )
-
-
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    number = value.__index__()
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {number}")
-    return number
+        self._report()
+        return counters

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgefast.queues._pure import _deadline, _seconds
+from edgefast.queues._checks import seconds
+from edgefast.queues._pure import _deadline
 from edgefast.queues._record_base import POLICIES, RecordBase
 from edgefast.queues._types import Empty, Full, ShutDown
 
@@ -377,7 +378,7 @@ class RecordQueue(RecordBase):
         """
         deadline = _deadline(block, timeout)
         most, least = self._counts(max_items, min_items, out)
-        pause = _seconds(linger, "linger")
+        pause = seconds(linger, "linger")
         with self._lock:
             self._await(1, deadline)
             if self._tail > self._head and self._tail - self._head < least and pause:

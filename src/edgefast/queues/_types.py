@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import queue as _queue
+import math
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
-from edgefast.queues._checks import check_choice, integer
+from edgefast.queues._checks import check_choice, integer, seconds
+from edgefast.queues._exceptions import Empty, Full, ShutDown
+from edgefast.queues._loops import AsyncMethods
 
-__all__ = ["Empty", "Full", "QueueBase", "QueueStatistics", "ShutDown", "call_listeners"]
+__all__ = ["POLICIES", "Empty", "Full", "Policy", "QueueBase", "QueueStatistics", "ShutDown", "call_listeners"]
 
 T = TypeVar("T")
 
-Full = _queue.Full
-Empty = _queue.Empty
+Policy = Literal["block", "drop_newest", "drop_oldest", "latest", "error"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
-if sys.version_info >= (3, 13):
-    ShutDown = _queue.ShutDown
-else:
-
-    class ShutDown(Exception):
-        """Raised by put, and by get on an empty queue, after shutdown(): queue.ShutDown of CPython 3.13."""
+#: The storage a subclass may override, as in queue.Queue.
+HOOKS = ("_init", "_qsize", "_put", "_get")
 
 
 class QueueStatistics(NamedTuple):
@@ -32,24 +30,36 @@ class QueueStatistics(NamedTuple):
     Attributes:
         current_buffer_used: items in the queue.
         max_buffer_size: maxsize; math.inf when unbounded.
+        limit: items at which put finds no room: the lower of maxsize and the high watermark; math.inf without either.
+        bytes_used: bytes of the items by the sizer; 0 when bytes are not counted.
+        max_bytes: limit of bytes; math.inf without.
         high_watermark, low_watermark: where the gate closes and reopens; None without a gate.
         writable: whether the gate is open.
-        tasks_waiting_send, tasks_waiting_receive: threads blocked in put and get.
-        put_count, get_count: items put and got since creation.
+        tasks_waiting_send, tasks_waiting_receive: threads and asyncio tasks waiting in put and get.
+        put_count, get_count: items put into the queue and got from it since creation.
+        dropped_newest: items a put dropped instead of putting them.
+        dropped_oldest: items a put removed to make room for its own (policies "drop_oldest" and "latest").
+        expired: items removed because they were older than max_age.
         cleared: items discarded by clear() and shutdown(immediate=True).
         refused: puts that ended with Full.
         full_waits, empty_waits: calls that had to wait for room, for an item.
-        wakeups: threads woken.
+        wakeups: threads and tasks woken.
         high_events: how often the gate closed.
-        peak: most items held at once.
+        peak, peak_bytes: most items and most bytes held at once.
         unfinished_tasks: items not yet reported by task_done().
         put_rate, get_rate: items per second since the previous statistics() call (since creation on the first).
-        sojourn: moving average of the seconds an item spends in the queue, from 1 item in 64; None before the first.
+        sojourn: moving average of the seconds an item spends in the queue, from 1 item in 64, or from all when there
+            is a max_age; None before the first.
         time_to_drain: seconds until the queue is empty at get_rate; math.inf when nothing is being taken.
+
+    Always put_count == get_count + dropped_oldest + expired + cleared + current_buffer_used.
     """
 
     current_buffer_used: int
     max_buffer_size: float
+    limit: float
+    bytes_used: int
+    max_bytes: float
     high_watermark: int | None
     low_watermark: int | None
     writable: bool
@@ -57,6 +67,9 @@ class QueueStatistics(NamedTuple):
     tasks_waiting_receive: int
     put_count: int
     get_count: int
+    dropped_newest: int
+    dropped_oldest: int
+    expired: int
     cleared: int
     refused: int
     full_waits: int
@@ -64,6 +77,7 @@ class QueueStatistics(NamedTuple):
     wakeups: int
     high_events: int
     peak: int
+    peak_bytes: int
     unfinished_tasks: int
     put_rate: float
     get_rate: float
@@ -91,15 +105,21 @@ def call_listeners(queue: QueueBase[Any], went_high: bool, went_low: bool) -> No
                 )
 
 
-class QueueBase(Generic[T]):
+class QueueBase(AsyncMethods[T]):
     """The part of Queue that is the same over the native core and the pure-Python one."""
 
     if TYPE_CHECKING:  # what the cores provide
 
+        def _setup(
+            self, policy: int, counts_bytes: bool, max_bytes: int, sizer: Any, max_age: int, engine: Any, /
+        ) -> None: ...
         def _configure(self, maxsize: int, high: int, low: int, /) -> None: ...
         def _listen(self, on: bool, /) -> None: ...
         def _counters(self) -> tuple[Any, ...]: ...
         def get(self, block: bool = True, timeout: float | None = None) -> T: ...
+
+    #: The hooks a subclass overrides.
+    _overridden: ClassVar[tuple[str, ...]] = ()
 
     name: str | None
 
@@ -107,28 +127,58 @@ class QueueBase(Generic[T]):
         self,
         maxsize: int = 0,
         *,
-        policy: Literal["block"] = "block",
+        max_bytes: int | None = None,
+        sizer: Callable[[T], int] | None = None,
+        policy: Policy = "block",
         high_watermark: int | None = None,
         low_watermark: int | None = None,
+        max_age: float | None = None,
         name: str | None = None,
     ) -> None:
-        check_choice(policy, "policy", ("block",))
+        check_choice(policy, "policy", POLICIES)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected a string or None, got {type(name).__name__}")
         size = _check_maxsize(maxsize)
         high, low = _check_watermarks(size, high_watermark, low_watermark)
+        most_bytes = 0 if max_bytes is None else integer(max_bytes, "max_bytes", low=1, high=2**62)
+        if sizer is not None and not callable(sizer):
+            raise TypeError(f"sizer: expected a callable or None, got {type(sizer).__name__}")
+        age = _check_age(max_age)
+        counts_bytes = most_bytes > 0 or sizer is not None
+        if self._overridden and (counts_bytes or age or policy in ("drop_oldest", "latest")):
+            raise TypeError(
+                f"{type(self).__name__} overrides {', '.join(self._overridden)}: expected neither max_bytes, sizer, "
+                'max_age nor the policies "drop_oldest" and "latest", which need the queue\'s own storage'
+            )
+        self._setup(POLICIES.index(policy), counts_bytes, most_bytes, sizer, age, self._new_engine(size, policy))
         self._configure(size, high, low)
+        self._policy: Policy = policy
         self._maxsize = size
+        self._max_bytes = most_bytes
+        self._max_age = max_age if age else None
         self._high = high
         self._low = low
         self._listeners: list[Callable[[Any, str], object]] = []
         self._previous = (time.monotonic(), 0, 0)
         self.name = name
 
+    def _new_engine(self, maxsize: int, policy: Policy) -> Any:
+        """The queue that does the work in place of the core, if any."""
+
     @property
-    def policy(self) -> str:
-        """What put does when there is no room: "block"."""
-        return "block"
+    def policy(self) -> Policy:
+        """What put does when there is no room."""
+        return self._policy
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Most bytes held at once; None for no limit."""
+        return self._max_bytes or None
+
+    @property
+    def max_age(self) -> float | None:
+        """Seconds after which an item is dropped instead of got; None for no limit."""
+        return self._max_age
 
     @property
     def maxsize(self) -> int:
@@ -203,8 +253,12 @@ class QueueBase(Generic[T]):
             peak,
             tasks,
             closed,
+            dropped_newest,
+            dropped_oldest,
+            expired,
+            bytes_used,
+            peak_bytes,
             sojourn,
-            _,
         ) = self._counters()
         now = time.monotonic()
         then, puts_then, gets_then = self._previous
@@ -214,10 +268,13 @@ class QueueBase(Generic[T]):
         if used == 0:
             drain = 0.0
         else:
-            drain = used / get_rate if get_rate > 0 else float("inf")
+            drain = used / get_rate if get_rate > 0 else math.inf
         return QueueStatistics(
             current_buffer_used=used,
-            max_buffer_size=self._maxsize or float("inf"),
+            max_buffer_size=self._maxsize or math.inf,
+            limit=min(self._maxsize or math.inf, self._high or math.inf),
+            bytes_used=bytes_used,
+            max_bytes=self._max_bytes or math.inf,
             high_watermark=self._high or None,
             low_watermark=self._low if self._high else None,
             writable=not closed,
@@ -225,6 +282,9 @@ class QueueBase(Generic[T]):
             tasks_waiting_receive=getters,
             put_count=puts,
             get_count=gets,
+            dropped_newest=dropped_newest,
+            dropped_oldest=dropped_oldest,
+            expired=expired,
             cleared=cleared,
             refused=refused,
             full_waits=full_waits,
@@ -232,6 +292,7 @@ class QueueBase(Generic[T]):
             wakeups=wakeups,
             high_events=high,
             peak=peak,
+            peak_bytes=peak_bytes,
             unfinished_tasks=tasks,
             put_rate=put_rate,
             get_rate=get_rate,
@@ -252,7 +313,8 @@ class QueueBase(Generic[T]):
         used = self._counters()[0]
         gate = f", gate {self._high}/{self._low}" if self._high else ""
         name = f" {self.name!r}" if self.name else ""
-        return f"<{type(self).__name__}{name}: {used} of {self._maxsize or 'any number of'} items{gate}>"
+        policy = "" if self._policy == "block" else f", {self._policy}"
+        return f"<{type(self).__name__}{name}: {used} of {self._maxsize or 'any number of'} items{gate}{policy}>"
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle {type(self).__name__}: its items and waiters belong to this process")
@@ -272,3 +334,13 @@ def _check_watermarks(maxsize: int, high: Any, low: Any) -> tuple[int, int]:
     high = integer(high, "high_watermark", low=1, high=maxsize or 2**62)
     low = high // 4 if low is None else integer(low, "low_watermark", low=0, high=high - 1)
     return high, low
+
+
+def _check_age(value: Any) -> int:
+    """Nanoseconds, 0 for no limit."""
+    if value is None or value == math.inf:
+        return 0
+    age = seconds(value, "max_age")
+    if not 1e-9 <= age <= 3e9:
+        raise ValueError(f"max_age: expected seconds above 0 or None, got {value!r}")
+    return int(age * 1e9)
