@@ -37,8 +37,8 @@ class Block:
     __slots__ = ("numbers", "rows")
 
     def __init__(self, numbers: Any, rows: Any) -> None:
-        self.numbers = numbers
-        self.rows = rows
+        self.numbers: Any = numbers
+        self.rows: Any = rows
 
 
 class Source(ABC):

@@ -721,12 +721,6 @@ def test_bad_input(backend: str, kind: str, X: Any, kwargs: Any, error: type[Exc
     np.testing.assert_array_equal(BAD_X, before)
 
 
-def test_sparse_matrices_are_refused_by_name() -> None:
-    sparse = pytest.importorskip("scipy.sparse")
-    with pytest.raises(TypeError, match="X: expected an array of float32 or float64, got csr_"):
-        SketchOperator("sparse_stack", 10, 3).transform(sparse.csr_array((4, 10)))
-
-
 def test_cache_is_bounded() -> None:
     cache = _kinds._Cache(1000)
     made = []

@@ -48,10 +48,10 @@ class ServerOptimizer:
     _states: ClassVar[tuple[str, ...]]  # which of m and v the rule has
 
     def __init__(self, lr: float, *, num_threads: int | None = None) -> None:
-        self.lr = _number(lr, "lr", 0, np.inf, open_low=True)
+        self.lr: float = _number(lr, "lr", 0, np.inf, open_low=True)
         if num_threads is not None:
             backends.num_threads(num_threads)
-        self.num_threads = num_threads
+        self.num_threads: int | None = num_threads
         self._lock = threading.Lock()
         self._template: Template | None = None
         self._m: list[Array] = []
@@ -278,8 +278,8 @@ class FedAvgM(ServerOptimizer):
         self, lr: float = 1.0, momentum: float = 0.9, *, nesterov: bool = False, num_threads: int | None = None
     ) -> None:
         super().__init__(lr, num_threads=num_threads)
-        self.momentum = _number(momentum, "momentum", 0, 1)
-        self.nesterov = bool(nesterov)
+        self.momentum: float = _number(momentum, "momentum", 0, 1)
+        self.nesterov: bool = bool(nesterov)
 
     @property
     def _rule(self) -> str:  # type: ignore[override]
@@ -314,11 +314,11 @@ class _Adaptive(ServerOptimizer):
         default = self._defaults[preset]
         super().__init__(default[0] if lr is None else lr, num_threads=num_threads)
         self.preset: Preset = preset
-        self.beta_1 = _number(default[1] if beta_1 is None else beta_1, "beta_1", 0, 1)
-        self.beta_2 = _number(default[2] if beta_2 is None else beta_2, "beta_2", 0, 1)
-        self.tau = _number(default[3] if tau is None else tau, "tau", 0, np.inf)
+        self.beta_1: float = _number(default[1] if beta_1 is None else beta_1, "beta_1", 0, 1)
+        self.beta_2: float = _number(default[2] if beta_2 is None else beta_2, "beta_2", 0, 1)
+        self.tau: float = _number(default[3] if tau is None else tau, "tau", 0, np.inf)
         start = default[4] if initial_v is None else initial_v
-        self.initial_v = _number(self.tau**2 if start is None else start, "initial_v", 0, np.inf)
+        self.initial_v: float = _number(self.tau**2 if start is None else start, "initial_v", 0, np.inf)
 
     @property
     def _initial_v(self) -> float:  # type: ignore[override]

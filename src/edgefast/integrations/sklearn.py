@@ -9,7 +9,7 @@ Needs scikit-learn: pip install 'edgefast[sklearn]'.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,35 @@ from edgefast import sketch
 from edgefast.sketch import SketchOperator, johnson_lindenstrauss_min_dim
 
 try:
-    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn import base
     from sklearn.exceptions import DataDimensionalityWarning
     from sklearn.utils import check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "sklearn":
+except ModuleNotFoundError as _error:
+    if _error.name is None or _error.name.partition(".")[0] != "sklearn":
         raise
-    raise ImportError("edgefast.integrations.sklearn needs scikit-learn: pip install 'edgefast[sklearn]'") from error
+    raise ImportError("edgefast.integrations.sklearn needs scikit-learn: pip install 'edgefast[sklearn]'") from _error
 
 __all__ = ["RandomProjection", "SimHash"]
 
 _FLOATS = (np.float64, np.float32)
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    class _Transformer:
+        # scikit-learn has no types of its own: what its base classes add.
+        def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any: ...
+        def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]: ...
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Self: ...
+        def set_output(self, *, transform: str | None = None) -> Self: ...
+        def __sklearn_tags__(self) -> Any: ...
+
+else:
+
+    class _Transformer(base.ClassNamePrefixFeaturesOutMixin, base.TransformerMixin, base.BaseEstimator):
+        pass
 
 
 def _seed_of(random_state: Any) -> int:
@@ -42,7 +59,7 @@ def _seed_of(random_state: Any) -> int:
     return int.from_bytes(state.bytes(8), "little")
 
 
-class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class RandomProjection(_Transformer):
     """Project rows to fewer features, keeping distances on average.
 
     Args:
@@ -158,7 +175,7 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                     DataDimensionalityWarning,
                     stacklevel=3,
                 )
-        self.operator_ = SketchOperator(
+        self.operator_: SketchOperator = SketchOperator(
             self.kind,
             n_features,
             k,
@@ -166,11 +183,11 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             nnz=self.nnz,
             density=self.density,  # type: ignore[arg-type] - checked there
         )
-        self.n_components_ = self.operator_.n_components
-        self.seed_ = self.operator_.seed
+        self.n_components_: int = self.operator_.n_components
+        self.seed_: int = self.operator_.seed
         self._dtype = np.dtype(np.float32 if dtype == np.float32 else np.float64)
         if self.compute_inverse_components:
-            self.inverse_components_ = self._pseudo_inverse()
+            self.inverse_components_: NDArray[Any] = self._pseudo_inverse()
         else:
             self.__dict__.pop("inverse_components_", None)
 
@@ -256,7 +273,7 @@ class RandomProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
 
-class SimHash(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class SimHash(_Transformer):
     """Turn rows into packed bit codes whose Hamming distance measures the angle between rows.
 
     The estimator over `edgefast.sketch.SimHash`, whose hamming, angle, nearest and search work on the codes
@@ -305,9 +322,11 @@ class SimHash(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             TypeError: a parameter of the wrong type.
         """
         validate_data(self, X, dtype=_FLOATS)
-        self.seed_ = _seed_of(self.random_state)
+        self.seed_: int = _seed_of(self.random_state)
         kind: Any = self.kind
-        self.hasher_ = sketch.SimHash(self.n_bits, kind=kind, seed=self.seed_, num_threads=self.num_threads)
+        self.hasher_: sketch.SimHash = sketch.SimHash(
+            self.n_bits, kind=kind, seed=self.seed_, num_threads=self.num_threads
+        )
         return self
 
     @property
