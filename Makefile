@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export PIP_NO_INPUT := 1
 
 # Build inputs: a change in any of them makes the next target rebuild (setup.py then compiles only what it touches).
-SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
 .PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
