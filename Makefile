@@ -73,6 +73,12 @@ pure: $(VENV)/.test-deps ## the suite on the pure-Python package, as a machine w
 	EDGEFAST_NO_EXTENSIONS=1 .venv-pure/bin/python -m pip --disable-pip-version-check -q install '.[sklearn,cli]' --group test
 	.venv-pure/bin/python -m pytest tests $(ARGS)
 
+engine: $(VENV)/.created ## tests against Flower, byzfl and torch, in an environment of their own
+	$(PYTHON) -m venv --clear .venv-engine
+	.venv-engine/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
+	EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-engine/bin/python -m pip --disable-pip-version-check -q install '.[sklearn]' --group test --group engine 'ml-dtypes>=0.4' 'safetensors>=0.4'
+	FLWR_TELEMETRY_ENABLED=0 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch -k "peers or torch" $(ARGS)
+
 cpp: ## C++ unit tests of the lock-free parts
 	$(MAKE) -C csrc/tests unit
 
@@ -105,6 +111,6 @@ docs: $(VENV)/.built $(VENV)/.test-deps ## run the code on every page and every 
 	$(PY) -m pytest tests/test_docs.py -q
 
 clean: ## remove everything the build made
-	rm -rf .venv .venv-pure .venv-asan build dist bench-results run-output src/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-pure .venv-asan .venv-engine build dist bench-results run-output src/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find src -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
