@@ -58,4 +58,5 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     kernels.def_property_readonly("simd", [](const ef::Kernels& k) { return ef::isa_name(k.isa); });
     ef::register_sketch(kernels);
     ef::register_aggregate(m, kernels);
+    ef::register_quantize(kernels);
 }

@@ -18,5 +18,6 @@ using KernelsClass = pybind11::class_<Kernels>;
 
 void register_sketch(KernelsClass& kernels);
 void register_aggregate(pybind11::module_& module, KernelsClass& kernels);
+void register_quantize(KernelsClass& kernels);
 
 }  // namespace ef

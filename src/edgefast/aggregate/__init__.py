@@ -6,6 +6,8 @@ from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.asynchronous import FedBuff, fedprox_gradient, gossip, metropolis_mixing
 from edgefast.aggregate.average import average_checkpoints
 from edgefast.aggregate.checkpoints import map_checkpoint
+from edgefast.aggregate.compress import ErrorFeedback, Quantizer
+from edgefast.aggregate.encoded import Encoded
 from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
@@ -20,6 +22,8 @@ from edgefast.aggregate.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, 
 
 __all__ = [
     "DtypeMismatch",
+    "Encoded",
+    "ErrorFeedback",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -29,6 +33,7 @@ __all__ = [
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
+    "Quantizer",
     "ServerOptimizer",
     "ShapeMismatch",
     "StructureMismatch",

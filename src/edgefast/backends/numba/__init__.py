@@ -6,6 +6,7 @@ Nothing is compiled, and numba is not even imported, before a kernel is called.
 from __future__ import annotations
 
 from edgefast.backends.numba.aggregate import *  # noqa: F403
+from edgefast.backends.numba.quantize import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
 
 # One step a round, all of it whole-array arithmetic: nothing to win in a loop.
