@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +35,7 @@ def plain(structure: Any) -> Any:
     return {structure[0]: [plain(c) for c in structure[1]]}
 
 
-def example(structure: Any, arrays: list[Array], used: list[int], depth: int) -> Any:
+def example(structure: Any, arrays: Sequence[Any], used: list[int], depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ValueError("structure too deep")
     if type(structure) is int:

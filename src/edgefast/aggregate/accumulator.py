@@ -276,9 +276,7 @@ class MeanAccumulator:
             add_packed(rows, weights, t, self._template.arrays[t], fresh, self._sums[t], threads)
         self._stale = False
 
-    def _accumulate_rows(
-        self, rows: list[list[Array]], weights: list[float], tensors: list[int], fresh: bool
-    ) -> None:
+    def _accumulate_rows(self, rows: list[list[Array]], weights: list[float], tensors: list[int], fresh: bool) -> None:
         threads = backends.num_threads(self._num_threads)
         kernels = backends.kernels()
         sums = [self._sums[t] for t in tensors]
@@ -653,7 +651,7 @@ def _from_number(text: Any, accumulate: str) -> float | int:
 
 
 def _check_bins(bins: Array, index: Array, count: int) -> None:
-    """Refuses what no sequence of additions leaves behind: later sums could overflow, or read bins that do not exist."""
+    """Refuses what no additions leave behind: later sums could overflow, or read bins that do not exist."""
     if count > _policy.MOST_UPDATES:
         raise ValueError(f"{count} updates")
     flagged = index >= _FLAGS

@@ -1,9 +1,8 @@
-"""Quantizer: model updates in 1 to 8 bits a parameter, or their largest entries; ErrorFeedback keeps what that loses."""
+"""Quantizer: model updates in 1 to 8 bits a parameter, or their largest entries; ErrorFeedback sends the rest later."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from edgefast.aggregate.encoded import KINDS, Encoded, code_bytes, is_rotated, s
 from edgefast.aggregate.errors import NonFiniteUpdate
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.numpy.elements import round_into, widen
-from edgefast.backends.table import BF16, Array
+from edgefast.backends.table import Array
 
 __all__ = ["ErrorFeedback", "Kind", "Quantizer", "Rounding"]
 
@@ -31,10 +30,11 @@ class Quantizer:
     integer and bool tensors are kept as they are. Stateless: the same arguments give the same bytes, on every backend.
 
     Args:
-        kind: "int8" or "int4": integers times one scale a block. "eden": 1 to 4 bits a parameter, randomly rotated blocks
-            on Lloyd-Max centroids; "drive" is "eden" with 1 bit. "topk": the largest entries, exact.
+        kind: "int8" or "int4": integers times one scale a block. "eden": 1 to 4 bits a parameter, randomly rotated
+            blocks on Lloyd-Max centroids; "drive" is "eden" with 1 bit. "topk": the largest entries, exact.
         bits: of "eden", 1 to 4. Others have their own.
-        block: coordinates that share a scale, a power of two from 64 to 4096; None for 1024 (integers) or 4096 (rotated).
+        block: coordinates that share a scale, a power of two from 64 to 4096; None for 1024 (integers) or 4096
+            (rotated).
         seed: key of the random numbers, 0 to 2**64 - 1.
         rounding: of integers. "nearest", or "stochastic": unbiased, at twice the largest error.
         fraction: of the entries "topk" keeps (at least one), over all float tensors together, 0 < fraction <= 1.
@@ -75,7 +75,7 @@ class Quantizer:
             raise ValueError(f"bits: expected 1 to 4, got {bits!r}")
         if block is not None and (type(block) is not int or block not in _BLOCKS):
             raise ValueError(f"block: expected one of {', '.join(map(str, _BLOCKS))}, got {block!r}")
-        if not isinstance(fraction, (int, float, Fraction)) or not 0 < fraction <= 1:
+        if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
             raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction!r}")
         if rounding == "stochastic" and kind not in ("int8", "int4"):
             raise ValueError(f"rounding: expected 'nearest' with kind={kind!r}, got 'stochastic'")
@@ -84,7 +84,7 @@ class Quantizer:
         self.kind: Kind = kind
         self.seed = _word(seed, "seed")
         self.rounding: Rounding = rounding
-        self.fraction = fraction
+        self.fraction = float(fraction)
         self.bits = {"int8": 8, "int4": 4, "drive": 1, "eden": bits, "topk": 0}[kind]
         self.block = 0 if kind == "topk" else block or (4096 if is_rotated(kind) else 1024)
         self._num_threads = num_threads
@@ -160,7 +160,7 @@ class Quantizer:
             return [(np.empty(0, np.uint32), np.empty(0, a.dtype)) for a in arrays]
         wide = np.float64 if any(a.dtype == np.float64 for a in arrays) else np.float32
         sizes = np.concatenate([np.abs(widen(a.reshape(-1), wide)) for a in arrays])
-        count = max(1, math.ceil(Fraction(self.fraction) * total))
+        count = min(total, max(1, math.ceil(self.fraction * total)))
         least = np.partition(sizes, total - count)[total - count]
         above = sizes > least
         ties = np.flatnonzero(sizes == least)[: count - int(above.sum())]

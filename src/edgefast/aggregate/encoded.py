@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.aggregate import _describe
 from edgefast.aggregate._template import DTYPES, Template, dtype_name
-from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
+from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch
 from edgefast.backends.numpy.elements import widen
 from edgefast.backends.table import BF16, Array, QuantInput, QuantSpec
 
-__all__ = ["KINDS", "Encoded", "Packed", "add_packed", "packed_runs", "scale_count", "code_bytes"]
+__all__ = ["KINDS", "Encoded", "Packed", "add_packed", "code_bytes", "is_rotated", "packed_runs", "scale_count"]
 
 _MAGIC: Final = b"EFQU"
 # magic, version, kind, bits, block, flags, length of the JSON part, seed, nonce; then JSON, tensors, CRC-32.
@@ -179,9 +179,7 @@ class Encoded:
         text = json.dumps(meta, separators=(",", ":")).encode()
         flags = _STOCHASTIC if self.stochastic else 0
         pieces: list[bytes] = [
-            _HEADER.pack(
-                _MAGIC, 1, KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce
-            ),
+            _HEADER.pack(_MAGIC, 1, KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce),
             text,
         ]
         for part in self._parts:
@@ -197,7 +195,7 @@ class Encoded:
         return b"".join([*pieces, _CHECKSUM.pack(crc)])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Encoded:
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Encoded:
         """The compressed update of bytes made by to_bytes. Nothing is unpickled; the tensors stay in `data`.
 
         Raises:

@@ -157,7 +157,7 @@ def weighted_mean(
 
 
 def _encoded_mean(
-    updates: Sequence[Any],
+    updates: Sequence[Any] | Array,
     weights: list[float],
     out: Any,
     accumulate: Accumulate,
@@ -182,8 +182,10 @@ def _encoded_mean(
     if members and accumulate == "float64" and not partial and all(isinstance(updates[k], Encoded) for k in members):
         rows = [updates[k].packed(template, k) for k in members]
         kernels = backends.kernels()
-        if rows[0].encoded.kind != "topk" and all(r.format() == rows[0].format() for r in rows) and (
-            len(_policy.averaged(template.arrays, template.keys, ints)) == len(template.arrays)
+        if (
+            rows[0].encoded.kind != "topk"
+            and all(r.format() == rows[0].format() for r in rows)
+            and (len(_policy.averaged(template.arrays, template.keys, ints)) == len(template.arrays))
         ):
             for k, row in zip(members, rows, strict=True):
                 if ints == "round":

@@ -214,7 +214,14 @@ class QuantizeKernels(Protocol):
         ...
 
     def quant_mean(
-        self, rows: list[QuantInput], weights: list[float], total: float, spec: QuantSpec, out: Array, num_threads: int, /
+        self,
+        rows: list[QuantInput],
+        weights: list[float],
+        total: float,
+        spec: QuantSpec,
+        out: Array,
+        num_threads: int,
+        /,
     ) -> bool:
         """weighted_mean of the decoded rows, without storing them."""
         ...
