@@ -209,7 +209,7 @@ class MeanAccumulator:
         """The update's arrays after every check; None when it is to be dropped."""
         if isinstance(update, Encoded):
             if self._accumulate == "float64" and not self._template.partial:
-                packed = update.packed(self._template, name)
+                packed = update._packed(self._template, name)
                 if self._ints == "round":
                     _policy.check_integers(packed, self._template.keys, name)
                 return packed

@@ -82,11 +82,11 @@ class Quantizer:
         if num_threads is not None:
             backends.num_threads(num_threads)
         self.kind: Kind = kind
-        self.seed = _word(seed, "seed")
+        self.seed: int = _word(seed, "seed")
         self.rounding: Rounding = rounding
-        self.fraction = float(fraction)
-        self.bits = {"int8": 8, "int4": 4, "drive": 1, "eden": bits, "topk": 0}[kind]
-        self.block = 0 if kind == "topk" else block or (4096 if is_rotated(kind) else 1024)
+        self.fraction: float = float(fraction)
+        self.bits: int = {"int8": 8, "int4": 4, "drive": 1, "eden": bits, "topk": 0}[kind]
+        self.block: int = 0 if kind == "topk" else block or (4096 if is_rotated(kind) else 1024)
         self._num_threads = num_threads
 
     def __repr__(self) -> str:
@@ -197,7 +197,7 @@ class ErrorFeedback:
     def __init__(self, quantizer: Quantizer, *, nonce: int = 0) -> None:
         if not isinstance(quantizer, Quantizer):
             raise TypeError(f"quantizer: expected a Quantizer, got {type(quantizer).__name__}")
-        self.quantizer = quantizer
+        self.quantizer: Quantizer = quantizer
         self._nonce = _word(nonce, "nonce")
         self._template: Template | None = None
         self._residual: list[Array | None] = []

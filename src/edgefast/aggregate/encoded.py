@@ -78,12 +78,12 @@ class Encoded:
         tensors: list[tuple[np.dtype[Any], tuple[int, ...]]],
         parts: list[Any],
     ) -> None:
-        self.kind = kind
-        self.bits = bits
-        self.block = block
-        self.stochastic = stochastic
-        self.seed = seed
-        self.nonce = nonce
+        self.kind: str = kind
+        self.bits: int = bits
+        self.block: int = block
+        self.stochastic: bool = stochastic
+        self.seed: int = seed
+        self.nonce: int = nonce
         self._structure = structure
         self._tensors = tensors
         # A float tensor is (codes, scales), or (indices, values) of "topk"; any other its array.
@@ -160,11 +160,11 @@ class Encoded:
                 raise ShapeMismatch.of(client, key or None, f"shape {expected.shape}", shape)
         return order
 
-    def blank(self) -> Any:
+    def _blank(self) -> Any:
         """Uninitialised arrays in the containers of the update."""
         return _describe.example(self._structure, [np.empty(shape, dtype) for dtype, shape in self._tensors], [], 0)
 
-    def packed(self, template: Template, client: object) -> Packed:
+    def _packed(self, template: Template, client: object) -> Packed:
         """The tensors in the order of a template, for add_packed; a mismatch is an error that names the client."""
         return Packed(self, self._order(template, client))
 

@@ -106,7 +106,7 @@ def weighted_mean(
     if any(isinstance(u, Encoded) for u in updates):
         return _encoded_mean(updates, all_weights, out, accumulate, ints, nonfinite, partial, threads)
     clients = [k for k in range(count) if all_weights[k] > 0]
-    template = Template(union(updates) if partial else updates[0], partial=partial)
+    template = Template(union(list(updates)) if partial else updates[0], partial=partial)
     if not clients:
         raise ZeroWeightError(f"weights: expected at least one weight above 0, got {count} zeros")
     averaged = _policy.averaged(template.arrays, template.keys, ints)
@@ -171,7 +171,7 @@ def _encoded_mean(
 
     first = updates[0]
     if isinstance(first, Encoded):
-        example = first.decode(num_threads=threads) if ints == "skip" or partial else first.blank()
+        example = first.decode(num_threads=threads) if ints == "skip" or partial else first._blank()
     else:
         example = first
     if partial:
@@ -180,7 +180,7 @@ def _encoded_mean(
     members = [k for k in range(len(updates)) if weights[k] > 0]
     template = Template(example)
     if members and accumulate == "float64" and not partial and all(isinstance(updates[k], Encoded) for k in members):
-        rows = [updates[k].packed(template, k) for k in members]
+        rows = [updates[k]._packed(template, k) for k in members]
         kernels = backends.kernels()
         if (
             rows[0].encoded.kind != "topk"
@@ -204,7 +204,7 @@ def _encoded_mean(
     acc = MeanAccumulator(
         example, accumulate=accumulate, ints=ints, nonfinite=nonfinite, partial=partial, num_threads=threads
     )
-    acc.add_many(updates, weights, clients=range(len(updates)))
+    acc.add_many(list(updates), weights, clients=range(len(updates)))
     return acc.result(out)
 
 
