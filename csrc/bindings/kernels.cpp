@@ -61,4 +61,5 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     ef::register_sketch_state(kernels);
     ef::register_aggregate(m, kernels);
     ef::register_aggregate_robust(kernels);
+    ef::register_quantize(kernels);
 }

@@ -25,5 +25,6 @@ void register_sketch_inputs(KernelsClass& kernels);
 void register_sketch_state(KernelsClass& kernels);
 void register_aggregate(pybind11::module_& module, KernelsClass& kernels);
 void register_aggregate_robust(KernelsClass& kernels);
+void register_quantize(KernelsClass& kernels);
 
 }  // namespace ef

@@ -6,6 +6,7 @@
 
 #include "aggregate/binned.hpp"
 #include "aggregate/mean.hpp"
+#include "aggregate/quantize.hpp"
 #include "check.hpp"
 #include "common/half.hpp"
 #include "common/philox.hpp"
@@ -298,6 +299,42 @@ uint64_t binned(ef::Isa isa) {
     return hash;
 }
 
+// Codes, scales, decoded values and means of every format, of float32 and float16, short last blocks included.
+uint64_t compressed(ef::Isa isa) {
+    uint64_t hash = kStart;
+    const auto& kernels = ef::quant_kernels(isa);
+    for (int format = 0; format < 7; ++format) {
+        const bool rotated = format > 2;
+        const ef::QuantSpec spec = {rotated, rotated ? format - 2 : format == 1 ? 4 : 8, 256, 3};
+        for (int64_t n : {1, 97, 5003}) {
+            const auto size = static_cast<size_t>(n);
+            const auto x = numbers<float>(size, 1);
+            std::vector<uint16_t> h(size);
+            for (size_t i = 0; i < size; ++i) h[i] = ef::double_to_half(x[i]);
+            for (ef::DType dtype : {ef::DType::f32, ef::DType::f16}) {
+                const void* source = dtype == ef::DType::f32 ? static_cast<const void*>(x.data()) : h.data();
+                std::vector<uint8_t> codes(static_cast<size_t>(ef::quant_bytes(spec, n)));
+                std::vector<float> scales(static_cast<size_t>(ef::quant_scales(spec, n))), back(size);
+                CHECK(kernels.encode(spec, format == 2, 5, 6, source, dtype, n, codes.data(), scales.data(), 2));
+                hash = fnv(codes.data(), codes.size(), hash);
+                hash = fnv(scales.data(), scales.size() * sizeof(float), hash);
+                const auto* raw = reinterpret_cast<const char*>(scales.data());
+                const ef::QuantInput inputs[] = {{codes.data(), raw, 5, 6, 0.3}, {codes.data(), raw, 5, 7, 3}};
+                kernels.decode(spec, inputs[0], ef::DType::f32, n, back.data(), 2);
+                hash = fnv(back.data(), back.size() * sizeof(float), hash);
+                std::vector<uint32_t> mean(size);
+                CHECK(!kernels.mean(spec, inputs, 2, 3.3, dtype, n, mean.data(), 2));
+                hash = fnv(mean.data(), mean.size() * sizeof(uint32_t), hash);
+                std::vector<double> sums(size);
+                kernels.add(spec, inputs + 1, 1, dtype, n, true, sums.data(), 2);
+                kernels.add(spec, inputs, 2, dtype, n, false, sums.data(), 2);
+                hash = fnv(sums.data(), sums.size() * sizeof(double), hash);
+            }
+        }
+    }
+    return hash;
+}
+
 void known_answers() {
     const ef::PhiloxBlock zero = ef::philox4x64(0, 0, 0, 0, 0, 0);
     CHECK(zero.word[0] == 0x16554d9eca36314cull && zero.word[3] == 0x7e68b68aec7ba23bull);
@@ -336,6 +373,9 @@ int main() {
                g64 == (isa == ef::Isa::scalar ? 0x366b85edc7beaee7ull : 0x4f97f54746048e5full);
         same = same && f32 == 0xcedbac627380ecddull && f64 == 0xbd33beb9bf10181bull && mean == 0xb415baebb9a42c75ull &&
                exact == 0x259e3b324ec9432full;
+        const uint64_t quant = compressed(isa);
+        std::printf("        quantize %016" PRIx64 "\n", quant);
+        same = same && quant == 0xe1315fce9b24e33dull;
     }
     CHECK(same);
     std::puts("golden_test: ok");

@@ -7,6 +7,8 @@ from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.asynchronous import FedBuff, fedprox_gradient, gossip, metropolis_mixing
 from edgefast.aggregate.average import average_checkpoints
 from edgefast.aggregate.checkpoints import map_checkpoint
+from edgefast.aggregate.compress import ErrorFeedback, Quantizer
+from edgefast.aggregate.encoded import Encoded
 from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
@@ -34,6 +36,8 @@ from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [
     "DtypeMismatch",
+    "Encoded",
+    "ErrorFeedback",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -44,6 +48,7 @@ __all__ = [
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
+    "Quantizer",
     "RuleInfo",
     "ServerOptimizer",
     "ShapeMismatch",

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from edgefast import backends
-from edgefast.aggregate import _policy
+from edgefast.aggregate import _describe, _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate.encoded import Encoded, Packed, add_packed, packed_runs
 from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.table import BF16, Array, binned_folds, holds_single
@@ -27,7 +28,6 @@ _MAGIC: Final = b"EFMA"
 # magic, version, length of the JSON part, total weight, count, dropped; then JSON, then the tensors, then the CRC-32.
 _HEADER: Final = struct.Struct("<4sHxxIdQQ")
 _CHECKSUM: Final = struct.Struct("<I")
-_MAX_DEPTH: Final = 64
 #: Indices of csrc/aggregate/binned.hpp: the highest bin, and the flags of non-finite coordinates.
 _TOP_BIN: Final = 46
 _FLAGS: Final = 253
@@ -164,7 +164,7 @@ class MeanAccumulator:
 
         Args:
             update: an update of the template's structure; it is read once (twice when non-finite values are looked
-                for) and not kept.
+                for) and not kept. Or an Encoded: float64 sums take it as it is, others its decoded form, one at a time.
             weight: 0, or within the bounds of weighted_mean; an update of weight 0 is not read.
             client: name for error messages; None for the running number.
 
@@ -207,6 +207,13 @@ class MeanAccumulator:
 
     def _read(self, update: Any, name: object) -> list[Any] | None:
         """The update's arrays after every check; None when it is to be dropped."""
+        if isinstance(update, Encoded):
+            if self._accumulate == "float64" and not self._template.partial:
+                packed = update._packed(self._template, name)
+                if self._ints == "round":
+                    _policy.check_integers(packed, self._template.keys, name)
+                return packed
+            update = update.decode(num_threads=self._num_threads)
         arrays = self._template.flatten(update, name)
         keys = self._template.keys
         if self._ints == "round":
@@ -232,11 +239,18 @@ class MeanAccumulator:
             if self._template.partial:
                 for m, w in used:
                     here = [t for t in self._averaged if m[t] is not None]
-                    self._accumulate_rows([[m[t] for t in here]], [w], here)
+                    self._accumulate_rows([[m[t] for t in here]], [w], here, False)
             else:
                 everything = len(self._averaged) == len(self._sums)
-                rows = [m if everything else [m[t] for t in self._averaged] for m, _ in used]
-                self._accumulate_rows(rows, [w for _, w in used], self._averaged)
+                fresh = self._count == 0
+                for run in packed_runs(used):
+                    weights = [w for _, w in run]
+                    if isinstance(run[0][0], Packed):
+                        self._accumulate_packed([m for m, _ in run], weights, fresh)
+                    else:
+                        rows = [m if everything else [m[t] for t in self._averaged] for m, _ in run]
+                        self._accumulate_rows(rows, weights, self._averaged, fresh)
+                    fresh = False
             for m, w in used:
                 for t in self._kept():
                     if m[t] is None:
@@ -253,7 +267,16 @@ class MeanAccumulator:
                         self._totals[t] += units
                         self._counts[t] += 1
 
-    def _accumulate_rows(self, rows: list[list[Array]], weights: list[float], tensors: list[int]) -> None:
+    def _accumulate_packed(self, rows: list[Any], weights: list[float], fresh: bool) -> None:
+        """Compressed updates of one format, dequantised on the way into the sums."""
+        if not fresh:
+            self._settle()
+        threads = backends.num_threads(self._num_threads)
+        for t in self._averaged:
+            add_packed(rows, weights, t, self._template.arrays[t], fresh, self._sums[t], threads)
+        self._stale = False
+
+    def _accumulate_rows(self, rows: list[list[Array]], weights: list[float], tensors: list[int], fresh: bool) -> None:
         threads = backends.num_threads(self._num_threads)
         kernels = backends.kernels()
         sums = [self._sums[t] for t in tensors]
@@ -263,7 +286,6 @@ class MeanAccumulator:
             for row, w in zip(rows, weights, strict=True):
                 kernels.binned_add(row, w, sums, index, threads)
             return
-        fresh = self._count == 0 and not self._template.partial
         if not fresh:
             self._settle()
         kernels.add_weighted(rows, weights, self._accumulate == "float32", fresh, sums, threads)
@@ -381,7 +403,7 @@ class MeanAccumulator:
     def _unfinished(self, template: Template) -> Iterator[tuple[list[Array], float, list[Array]]]:
         """Sums, what to divide them by, and the values of integer tensors, for the server optimizers, which finish
         the mean themselves; means and 0 where the sums are not float64. Nothing is added meanwhile."""
-        if (mine := _shapes(self._template)) != (theirs := _shapes(template)):
+        if (mine := _describe.shapes(self._template)) != (theirs := _describe.shapes(template)):
             raise StructureMismatch.of("update", None, theirs, mine)
         integers = [t for t, a in enumerate(self._template.arrays) if not _policy.is_float(a)]
         values = self._template.arrays
@@ -401,8 +423,8 @@ class MeanAccumulator:
 
     def _signature(self) -> dict[str, Any]:
         signature = {
-            "structure": _plain(self._template.structure),
-            "tensors": [[_code(a.dtype), list(a.shape)] for a in self._template.arrays],
+            "structure": _describe.plain(self._template.structure),
+            "tensors": [[_describe.code(a.dtype), list(a.shape)] for a in self._template.arrays],
             "ints": self._ints,
             "nonfinite": self._nonfinite,
             "accumulate": self._accumulate,
@@ -482,7 +504,7 @@ class MeanAccumulator:
             parts: list[bytes] = [header, text]
             for t, total in enumerate(self._sums):
                 source = self._template.arrays[t] if self._ints == "skip" and t not in self._averaged else total
-                parts.append(_little(source))
+                parts.append(_describe.little(source))
                 if (index := self._index[t]) is not None:
                     parts.append(index.tobytes())
         crc = 0
@@ -543,7 +565,7 @@ class MeanAccumulator:
             total = _from_number(meta["total"], accumulate)
         if not (0 <= weight < float("inf")) or (count == 0) != (weight == 0) or (count == 0) != (total == 0):
             raise ValueError(f"weight {weight} of {count} updates")
-        known = {_code(d): d for d in DTYPES}
+        known = {_describe.code(d): d for d in DTYPES}
         arrays: list[Array] = []
         index: list[Array | None] = []
         offset = 0
@@ -585,7 +607,7 @@ class MeanAccumulator:
             for (code, shape), a in zip(meta["tensors"], arrays, strict=True)
         ]
         used: list[int] = []
-        example = _example(meta["structure"], blanks, used, 0)
+        example = _describe.example(meta["structure"], blanks, used, 0)
         if used != list(range(len(blanks))):
             raise ValueError("structure and tensors differ")
         self = cls(example, accumulate=accumulate, ints=ints, nonfinite=meta["nonfinite"], partial=partial)
@@ -609,14 +631,6 @@ class MeanAccumulator:
 
 def _sum_dtype(dtype: np.dtype[Any], accumulate: str) -> type[np.floating]:
     return np.float32 if accumulate == "float32" and holds_single(dtype) else np.float64
-
-
-def _code(dtype: np.dtype[Any]) -> str:
-    return "bf16" if dtype == BF16 else dtype.str[1:]
-
-
-def _little(array: Array) -> bytes:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _number(total: float | int) -> str:
@@ -646,41 +660,3 @@ def _check_bins(bins: Array, index: Array, count: int) -> None:
     most = count << 43
     if ((bins > most) | (bins < -most)).any() or bins[:, flagged].any():
         raise ValueError("bins")
-
-
-def _plain(structure: Any) -> Any:
-    """The template's structure as JSON: a leaf is its index, a dict is {"dict": [[key, child], ..]}."""
-    if isinstance(structure, int):
-        return structure
-    if structure[0] == "dict":
-        for key in structure[1]:
-            if not isinstance(key, str):
-                raise TypeError(f"dict keys: expected strings, got {type(key).__name__}")
-        return {"dict": [[k, _plain(c)] for k, c in zip(structure[1], structure[2], strict=True)]}
-    return {structure[0]: [_plain(c) for c in structure[1]]}
-
-
-def _example(structure: Any, arrays: list[Array], used: list[int], depth: int) -> Any:
-    if depth > _MAX_DEPTH:
-        raise ValueError("structure too deep")
-    if type(structure) is int:
-        if structure != len(used):
-            raise ValueError("tensors out of order")
-        used.append(structure)
-        return arrays[structure]
-    ((kind, children),) = structure.items()
-    if kind == "dict":
-        pairs = [(k, _example(c, arrays, used, depth + 1)) for k, c in children]
-        if len({k for k, _ in pairs}) != len(pairs) or not all(isinstance(k, str) for k, _ in pairs):
-            raise ValueError("dict keys")
-        return dict(pairs)
-    found = [_example(c, arrays, used, depth + 1) for c in children]
-    if kind == "tuple":
-        return tuple(found)
-    if kind == "list":
-        return found
-    raise ValueError(f"container {kind!r}")
-
-
-def _shapes(template: Template) -> tuple[Any, list[tuple[Any, tuple[int, ...]]]]:
-    return _plain(template.structure), [(a.dtype, a.shape) for a in template.arrays]

@@ -12,6 +12,7 @@ from edgefast import backends
 from edgefast.aggregate import _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._template import Template, union
+from edgefast.aggregate.encoded import Encoded
 from edgefast.aggregate.errors import NonFiniteUpdate, ZeroWeightError
 from edgefast.backends.numpy.elements import widen
 from edgefast.backends.table import Array
@@ -44,7 +45,7 @@ def weighted_mean(
             memory; all have the structure, shapes and dtypes of the first. An array is a numpy array, a torch tensor
             on the CPU, Flower's Array, or a DLPack object, of dtype float16, bfloat16, float32, float64, (u)int8 to
             (u)int64 or bool. A bare list of arrays is K one-array updates. Updates are never changed; strided
-            arrays are copied one at a time.
+            arrays are copied one at a time. Any of them may be an Encoded (see Quantizer), which is not expanded.
         weights: K finite weights, each 0 or from 2**-900 to 2**900 (2**-60 to 2**60 with accumulate="float32"), not
             all zero; None for equal ones. An update of weight 0 is not read.
         out: containers of arrays or torch tensors like an update, for the result; an array may also be part of one
@@ -102,8 +103,10 @@ def weighted_mean(
             f"updates: expected at most {_policy.MOST_UPDATES} with accumulate='reproducible', got {count}"
         )
     all_weights = _policy.weights_of(weights, count, accumulate)
+    if any(isinstance(u, Encoded) for u in updates):
+        return _encoded_mean(updates, all_weights, out, accumulate, ints, nonfinite, partial, threads)
     clients = [k for k in range(count) if all_weights[k] > 0]
-    template = Template(union(updates) if partial else updates[0], partial=partial)
+    template = Template(union(list(updates)) if partial else updates[0], partial=partial)
     if not clients:
         raise ZeroWeightError(f"weights: expected at least one weight above 0, got {count} zeros")
     averaged = _policy.averaged(template.arrays, template.keys, ints)
@@ -151,6 +154,58 @@ def weighted_mean(
     for source, target in copies:
         np.copyto(target, source)
     return template.build(targets) if out is None else out
+
+
+def _encoded_mean(
+    updates: Sequence[Any] | Array,
+    weights: list[float],
+    out: Any,
+    accumulate: Accumulate,
+    ints: Ints,
+    nonfinite: Nonfinite,
+    partial: bool,
+    threads: int,
+) -> Any:
+    """Compressed updates: in one pass where all have one format, else by way of an accumulator."""
+    from edgefast.aggregate.accumulator import MeanAccumulator
+
+    first = updates[0]
+    if isinstance(first, Encoded):
+        example = first.decode(num_threads=threads) if ints == "skip" or partial else first._blank()
+    else:
+        example = first
+    if partial:
+        updates = [u.decode(num_threads=threads) if isinstance(u, Encoded) else u for u in updates]
+        example = union(updates)
+    members = [k for k in range(len(updates)) if weights[k] > 0]
+    template = Template(example)
+    if members and accumulate == "float64" and not partial and all(isinstance(updates[k], Encoded) for k in members):
+        rows = [updates[k]._packed(template, k) for k in members]
+        kernels = backends.kernels()
+        if (
+            rows[0].encoded.kind != "topk"
+            and all(r.format() == rows[0].format() for r in rows)
+            and (len(_policy.averaged(template.arrays, template.keys, ints)) == len(template.arrays))
+        ):
+            for k, row in zip(members, rows, strict=True):
+                if ints == "round":
+                    _policy.check_integers(row, template.keys, k)
+            used = [weights[k] for k in members]
+            total = _policy.total_of(used, accumulate)
+            targets, copies = template.outputs(out, [[a for a in row if a is not None] for row in rows])
+            for t, target in enumerate(targets):
+                if rows[0][t] is not None:
+                    kernels.weighted_mean([[row[t]] for row in rows], used, total, False, [target], threads)
+                elif target.size:
+                    kernels.quant_mean([row.input(t) for row in rows], used, total, rows[0].spec(t), target, threads)
+            for source, target in copies:
+                np.copyto(target, source)
+            return template.build(targets) if out is None else out
+    acc = MeanAccumulator(
+        example, accumulate=accumulate, ints=ints, nonfinite=nonfinite, partial=partial, num_threads=threads
+    )
+    acc.add_many(list(updates), weights, clients=range(len(updates)))
+    return acc.result(out)
 
 
 def _groups(

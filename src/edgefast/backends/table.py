@@ -21,6 +21,9 @@ __all__ = [
     "AggregateKernels",
     "Array",
     "Kernels",
+    "QuantInput",
+    "QuantSpec",
+    "QuantizeKernels",
     "RobustKernels",
     "SketchInputKernels",
     "SketchKernels",
@@ -33,6 +36,11 @@ Array = NDArray[Any]
 
 #: bfloat16 to the kernels: numpy has no such dtype, so two bytes that no other dtype is made of.
 BF16: np.dtype[Any] = np.dtype([("bfloat16", "<u2")])
+
+#: What a compressed tensor's bytes mean: rotated (EDEN), bits, block, number of the tensor.
+QuantSpec = tuple[bool, int, int, int]
+#: One of them: code bytes, scales of the blocks, seed, nonce.
+QuantInput = tuple[NDArray[np.uint8], NDArray[np.float32], int, int]
 
 
 def holds_single(dtype: np.dtype[Any]) -> bool:
@@ -510,5 +518,55 @@ class RobustKernels(Protocol):
         """One more row for streaming trimmed means; low and high are (trim, size) images of backends/images.py."""
 
 
-class Kernels(SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, RobustKernels, Protocol):
+class QuantizeKernels(Protocol):
+    # One float tensor at a time, C-contiguous; csrc/aggregate/quantize.hpp has the formats.
+
+    def quant_encode(
+        self,
+        x: Array,
+        spec: QuantSpec,
+        stochastic: bool,
+        seed: int,
+        nonce: int,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        num_threads: int,
+        /,
+    ) -> bool:
+        """False when a value is not finite, or beyond what the format holds."""
+        ...
+
+    def quant_decode(self, source: QuantInput, spec: QuantSpec, out: Array, num_threads: int, /) -> None: ...
+
+    def quant_add(
+        self,
+        rows: list[QuantInput],
+        weights: list[float],
+        spec: QuantSpec,
+        like: Array,
+        fresh: bool,
+        sums: NDArray[np.float64],
+        num_threads: int,
+        /,
+    ) -> None:
+        """add_weighted of the decoded rows, which have the dtype of `like`, without storing them."""
+        ...
+
+    def quant_mean(
+        self,
+        rows: list[QuantInput],
+        weights: list[float],
+        total: float,
+        spec: QuantSpec,
+        out: Array,
+        num_threads: int,
+        /,
+    ) -> bool:
+        """weighted_mean of the decoded rows, without storing them."""
+        ...
+
+
+class Kernels(
+    SketchKernels, SketchInputKernels, SketchStateKernels, AggregateKernels, RobustKernels, QuantizeKernels, Protocol
+):
     """The whole table."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgefast.backends.numba.aggregate import *  # noqa: F403
 from edgefast.backends.numba.aggregate_robust import *  # noqa: F403
+from edgefast.backends.numba.quantize import *  # noqa: F403
 from edgefast.backends.numba.sketch import *  # noqa: F403
 from edgefast.backends.numba.sketch_inputs import *  # noqa: F403
 from edgefast.backends.numba.sketch_state import *  # noqa: F403

@@ -1,0 +1,103 @@
+"""Compressed updates: clients a second into a mean against float32 ones; float32 bytes encoded and decoded a second.
+
+Limits: a float32 client is 4 bytes a parameter, an int8 one 1, an int4 one 1/2; with K of them a mean also writes 4
+bytes a parameter. Where updates come one by one, 8 bytes a parameter of sums are read and written for each, so that
+int8 cannot beat float32 by more than 20 / 17 there. Per client and 8 parameters int8 costs a load that widens, a
+conversion and a fused multiply-add, hence about one cycle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import our_contenders
+
+import edgefast as ef
+from edgefast.aggregate import MeanAccumulator, Quantizer, weighted_mean
+
+CLIENTS, PARAMETERS = 10, 5_000_000
+WEIGHTS = list(range(1, CLIENTS + 1))
+FORMS: dict[str, dict[str, Any] | None] = {
+    "float32": None,
+    "int8": {"kind": "int8"},
+    "int4": {"kind": "int4"},
+    "eden 4 bits": {"kind": "eden", "bits": 4},
+}
+CODECS: dict[str, dict[str, Any]] = {
+    "int8": {"kind": "int8"},
+    "int8 stochastic": {"kind": "int8", "rounding": "stochastic"},
+    "int4": {"kind": "int4"},
+    "drive": {"kind": "drive"},
+    "eden 4 bits": {"kind": "eden", "bits": 4},
+    "topk 1 %": {"kind": "topk"},
+}
+_made: dict[str, list[Any]] = {}
+
+
+def clients(form: str) -> list[Any]:
+    if "float32" not in _made:
+        rng = np.random.default_rng(0)
+        _made["float32"] = [{"w": rng.standard_normal(PARAMETERS, np.float32)} for _ in range(CLIENTS)]
+    if form not in _made:
+        q = Quantizer(**FORMS[form] or {})
+        _made[form] = [q.encode(u, nonce=k) for k, u in enumerate(_made["float32"])]
+    return _made[form]
+
+
+def expected(updates: list[Any]) -> Any:
+    return weighted_mean([u if isinstance(u, dict) else u.decode() for u in updates], WEIGHTS)["w"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", ["weighted_mean", "add_many", "add"])
+def test_mean_of_compressed(benchmark: Any, contender: Any, form: str, way: str, threads: int) -> None:
+    updates = clients(form)
+    benchmark.group = f"{way} of {CLIENTS} compressed clients x {PARAMETERS} {threads}t"
+    out = {"w": np.empty(PARAMETERS, np.float32)}
+    # Checked once, and not propagated: float32 updates are then read once as well.
+    acc = MeanAccumulator(out, nonfinite="propagate", num_threads=threads)
+
+    def mean() -> None:
+        weighted_mean(updates, WEIGHTS, out=out, num_threads=threads)
+
+    def many() -> None:
+        acc.reset()
+        acc.add_many(updates, WEIGHTS)
+        acc.result(out=out)
+
+    def one_by_one() -> None:
+        acc.reset()
+        for u, w in zip(updates, WEIGHTS, strict=True):
+            acc.add(u, w)
+        acc.result(out=out)
+
+    work = {"weighted_mean": mean, "add_many": many, "add": one_by_one}[way]
+    work()
+    assert (out["w"] == expected(updates)).all()
+    moved = sum(u["w"].nbytes if isinstance(u, dict) else u.nbytes for u in updates) + out["w"].nbytes
+    contender(benchmark, form, ours=form != "float32", bytes=moved, items=CLIENTS)
+    benchmark(work)
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("backend", our_contenders())
+def test_codec(benchmark: Any, contender: Any, codec: str, direction: str, backend: str) -> None:
+    if backend != our_contenders()[0] and codec not in ("int8", "eden 4 bits"):
+        pytest.skip("one comparison of the levels is enough")
+    update = clients("float32")[0]
+    q = Quantizer(**CODECS[codec], num_threads=1)
+    name, _, simd = backend.partition("-")
+    benchmark.group = f"{direction} {codec} float32 {PARAMETERS} 1t"
+    with ef.using(name, simd=simd or None):
+        encoded = q.encode(update)
+        error = np.square(q.decode(encoded)["w"] - update["w"]).mean()
+        assert error < {"drive": 0.58, "topk 1 %": 0.95, "int4": 0.03}.get(codec, 0.01)
+        contender(benchmark, f"edgefast {backend}", ours=True, bytes=PARAMETERS * 4)
+        if direction == "encode":
+            benchmark(q.encode, update)
+        else:
+            benchmark(q.decode, encoded, update)
