@@ -31,7 +31,7 @@ EF_INLINE void load_tile(StridedMatrix x, int64_t row, int rows, int64_t first, 
             V v[L];
             // The next tile: rows a power of two apart are too many streams for the hardware's prefetcher.
 #pragma GCC unroll 16
-            for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + (j + kTile) * sizeof(T), 0, 2);
+            for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + (j + kTile) * sizeof(T), 0, 3);
             load_transposed(source, j * static_cast<int64_t>(sizeof(T)), v);
 #pragma GCC unroll 16
             for (int r = 0; r < L; ++r) {
@@ -81,16 +81,16 @@ EF_INLINE void add_tile(const T* tile, const uint32_t* entry, int nnz, int count
     }
 }
 
-// A whole tile of contiguous features, from the transposed registers: few entries a feature are not worth the detour
-// through memory.
+// Contiguous features, `count` a multiple of L, from the transposed registers: few entries a feature are not worth the
+// detour through memory.
 template <class T, int kNnz>
-EF_INLINE void add_directly(const HashJob& job, int64_t row, int rows, int64_t first, T* acc) {
+EF_INLINE void add_directly(const HashJob& job, int64_t row, int rows, int64_t first, int count, T* acc) {
     typedef typename Lanes<T>::V V;
     constexpr int L = Lanes<T>::count;
     const char* source[L];
     for (int r = 0; r < L; ++r)
         source[r] = job.x.data + (row + (r < rows ? r : rows - 1)) * job.x.row_stride + first * job.x.column_stride;
-    for (int j = 0; j < kTile; j += L) {
+    for (int j = 0; j < count; j += L) {
         V v[L];
 #pragma GCC unroll 16
         for (int r = 0; r < L; ++r) __builtin_prefetch(source[r] + j * sizeof(T) + kAheadBytes);
@@ -169,28 +169,37 @@ void hash_lanes(const HashJob& job, const uint16_t* plan, const int64_t* plan_st
     const T scale = static_cast<T>(job.scale);
     T* out = reinterpret_cast<T*>(job.out) + row * k;
     if (job.more) {
-        for (int64_t c = 0; c < k; ++c)
-            for (int r = 0; r < L; ++r) acc[c * L + r] = r < rows ? out[r * k + c] : static_cast<T>(0);
+        const char* source[L];
+        for (int r = 0; r < L; ++r) source[r] = reinterpret_cast<const char*>(out + (r < rows ? r : rows - 1) * k);
+        int64_t c = 0;
+        for (; c + L <= k; c += L) {
+            V v[L];
+            load_transposed(source, c * static_cast<int64_t>(sizeof(T)), v);
+#pragma GCC unroll 16
+            for (int r = 0; r < L; ++r) store_as(acc + (c + r) * L, v[r]);
+        }
+        for (; c < k; ++c)
+            for (int r = 0; r < L; ++r) acc[c * L + r] = element<T>(source[r] + c * static_cast<int64_t>(sizeof(T)));
     } else {
         __builtin_memset(acc, 0, static_cast<size_t>(k) * L * sizeof(T));
     }
     alignas(64) T tile[(2 * kTile + 1) * L];
-    for (int64_t j = 0; j < d; j += kTile) {
-        const int count = d - j < kTile ? static_cast<int>(d - j) : kTile;
+    const int64_t head = features_before_line(job.x, sizeof(T));
+    const bool contiguous =
+        job.x.type == ElementType::same && job.x.column_stride == static_cast<int64_t>(sizeof(T));
+    for (int64_t j = 0, end = head > 0 ? head : kTile; j < d; j = end, end += kTile) {
+        int count = static_cast<int>((end < d ? end : d) - j);
         if (plan) {
             load_tile<T, true>(job.x, row, rows, j, count, tile);
-            add_planned<T>(tile, plan + plan_start[j / kTile], acc);
+            add_planned<T>(tile, plan + *plan_start++, acc);
             continue;
         }
-        const bool whole = count == kTile && job.x.type == ElementType::same &&
-                           job.x.column_stride == static_cast<int64_t>(sizeof(T));
-        if (whole && job.nnz == 1) {
-            add_directly<T, 1>(job, row, rows, j, acc);
-            continue;
-        }
-        if (whole && job.nnz == 4) {
-            add_directly<T, 4>(job, row, rows, j, acc);
-            continue;
+        if (contiguous && (job.nnz == 1 || job.nnz == 4)) {
+            const int whole = count - count % L;
+            if (job.nnz == 1) add_directly<T, 1>(job, row, rows, j, whole, acc);
+            else add_directly<T, 4>(job, row, rows, j, whole, acc);
+            j += whole;
+            count -= whole;
         }
         load_tile<T, false>(job.x, row, rows, j, count, tile);
         if (job.starts) {

@@ -19,6 +19,14 @@ namespace ef {
 namespace {
 constexpr int kPlanBytes = 1 << 13;  // of a tile of transposed features; their negatives take as much again
 constexpr int kAheadBytes = 256;     // of every row, fetched while these are added
+
+// Features until the rows reach a cache line, where they do so together: a vector that spans two lines costs twice, and
+// numpy's arrays begin 16 bytes after one.
+int64_t features_before_line(const StridedMatrix& x, int64_t element_bytes) noexcept {
+    const auto skew = static_cast<int64_t>(reinterpret_cast<uintptr_t>(x.data) % 64);
+    const bool together = x.column_stride == element_bytes && x.row_stride % 64 == 0 && skew % element_bytes == 0;
+    return together && skew ? (64 - skew) / element_bytes : 0;
+}
 }
 }  // namespace ef
 
@@ -47,9 +55,9 @@ constexpr int64_t kMinTermsForPlan = 2;  // of an output in a tile, on average
 class Plan {
 public:
     Plan() = default;
-    void build(const HashJob& job, int vector_bytes) noexcept {
+    void build(const HashJob& job, int vector_bytes, int64_t element_bytes) noexcept {
         const int64_t features = kPlanBytes / vector_bytes, d = job.x.columns, k = job.components;
-        const int64_t tiles = (d + features - 1) / features;
+        const int64_t head = features_before_line(job.x, element_bytes), tiles = 1 + (d + features - 1) / features;
         // Terms, one padding term for every output, output numbers, classes (fewer than pairs + 1).
         const int64_t words = terms_before(job, d) + tiles * (2 * k + 1 + 2 * (features / 2 + 2));
         words_ = static_cast<uint16_t*>(std::malloc(static_cast<size_t>(words) * sizeof(uint16_t)));
@@ -63,9 +71,10 @@ public:
         int32_t* order = place + k;      // outputs by class
         int32_t* members = order + k;    // outputs of each class
         uint16_t* to = words_;
-        for (int64_t tile = 0; tile < tiles; ++tile) {
+        for (int64_t tile = 0, first = 0, end_of = head > 0 ? head : features; first < d;
+             ++tile, first = end_of, end_of += features) {
             starts_[tile] = to - words_;
-            const int64_t first = tile * features, count = d - first < features ? d - first : features;
+            const int64_t count = (end_of < d ? end_of : d) - first;
             const uint32_t* entry = job.entries + terms_before(job, first);
             const int64_t terms = terms_before(job, first + count) - terms_before(job, first);
             for (int64_t c = 0; c < k; ++c) counts[c] = 0;
@@ -204,7 +213,8 @@ bool hash_transform(Isa isa, const HashJob& job, int num_threads) noexcept {
     // A plan is worth it when a tile brings an output several terms, and many rows share it.
     const int64_t tiles = (d + kPlanBytes / vector_bytes - 1) / (kPlanBytes / vector_bytes);
     Plan plan;
-    if (acc_bytes && n >= kMinRowsForPlan && terms >= kMinTermsForPlan * job.components * tiles) plan.build(job, vector_bytes);
+    if (acc_bytes && n >= kMinRowsForPlan && terms >= kMinTermsForPlan * job.components * tiles)
+        plan.build(job, vector_bytes, sizeof(T));
     std::atomic<int64_t> next{0};
     parallel_for(threads, threads, [&](int64_t slot) noexcept {
         for (int64_t lot; (lot = next.fetch_add(1, std::memory_order_relaxed)) < lots;)

@@ -315,6 +315,24 @@ def test_layouts(backend: str, kind: str, dtype: Any) -> None:
     np.testing.assert_allclose(op.transform(repeated), np.tile(expected[3], (n, 1)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_rows_begin_in_a_cache_line_does_not_change_bits(backend: str, dtype: Any) -> None:
+    # Rows a whole number of cache lines apart, enough of them for a plan; every place of the first byte.
+    n, d, k = 259, 400, 24
+    X = np.random.default_rng(3).standard_normal((n, d)).astype(dtype)
+    raw = np.empty(X.nbytes + 128, np.uint8)
+    skip = -raw.ctypes.data % 64
+    for kind, nnz in (("sparse_stack", 8), ("sparse_stack", 4), ("countsketch", 1)):
+        op = SketchOperator(kind, d, k, seed=2, nnz=nnz)
+        expected = op.transform(X)
+        np.testing.assert_allclose(expected, X @ op.toarray().T, rtol=1e-4, atol=1e-4)
+        for first in (0, 1, 2, 4, 8, 16, 32, 48, 60, 63):
+            moved = raw[skip + first :][: X.nbytes].view(dtype).reshape(n, d)
+            moved[...] = X
+            assert moved.ctypes.data % 64 == first
+            assert op.transform(moved).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(backend: str, kind: str) -> None:
     op = make(kind, 40, 12, seed=1)

@@ -16,9 +16,9 @@ import numpy as np
 from edgefast import backends
 from edgefast.aggregate import _policy
 from edgefast.aggregate._batch import MOST_UPDATES, check_count
+from edgefast.aggregate._describe import example, plain
 from edgefast.aggregate._policy import Ints
 from edgefast.aggregate._template import DTYPES, Template
-from edgefast.aggregate.accumulator import _example, _plain
 from edgefast.aggregate.errors import StructureMismatch, TooFewUpdates
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.images import image_dtype, values_of
@@ -337,7 +337,7 @@ class TrimmedMeanAccumulator:
         state = self.copy()
         meta = json.dumps(
             {
-                "structure": _plain(state._template.structure),
+                "structure": plain(state._template.structure),
                 "tensors": [[a.dtype.str[1:], list(a.shape)] for a in state._template.arrays],
                 "ints": state._ints,
                 "nonfinite": state._nonfinite,
@@ -432,11 +432,11 @@ class TrimmedMeanAccumulator:
         if offset != len(payload):
             raise ValueError(f"{len(payload) - offset} bytes too many")
         used: list[int] = []
-        example = _example(meta["structure"], blanks, used, 0)
+        blank = example(meta["structure"], blanks, used, 0)
         if used != list(range(len(blanks))):
             raise ValueError("structure and tensors differ")
         self = cls.__new__(cls)
-        self._template = Template(example, client="template")
+        self._template = Template(blank, client="template")
         self._f, self._ints, self._nonfinite, self._num_threads = f, ints, meta["nonfinite"], None
         _policy.check_choice(self._nonfinite, "nonfinite", _NONFINITE)
         self._lock = threading.Lock()

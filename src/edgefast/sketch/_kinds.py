@@ -287,7 +287,7 @@ class _Srht(Kind):
                 streams.srht_index(op.seed, op.n_components, padded(op.n_features)),
             )
 
-        signs, index = cache.get(op.to_bytes(), make)
+        signs, index = cache.newest(op.to_bytes()) or cache.get(op.to_bytes(), make)
         return signs, index
 
     def matrix(self, op: SketchOperator) -> NDArray[np.float64]:
