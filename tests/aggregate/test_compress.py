@@ -80,8 +80,11 @@ def leaves(node: Any) -> list[np.ndarray]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal bits, shapes and dtypes."""
-    pairs = list(zip(leaves(a), leaves(b), strict=True))
+    """Equal bits, shapes and dtypes; bfloat16 may be that of ml_dtypes or the kernels' own."""
+    pairs = [
+        [x.view(BF16) if x.dtype.name == "bfloat16" else x for x in pair]
+        for pair in zip(leaves(a), leaves(b), strict=True)
+    ]
     return all(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs)
 
 

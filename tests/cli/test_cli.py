@@ -183,7 +183,8 @@ def test_ctrl_c_ends_with_a_partial_report(tmp_path: Path, moment: str) -> None:
         text, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, error
+    # A signal that lands inside an import's exec() makes CPython end by the signal itself, which shells report as 130.
+    assert process.returncode in (130, -signal.SIGINT), error
     assert "Traceback" not in error
     assert "interrupted" in error
     if moment == "running":
