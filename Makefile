@@ -80,10 +80,10 @@ engine: $(VENV)/.created ## tests against Flower, byzfl and torch, in an environ
 	FLWR_TELEMETRY_ENABLED=0 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch -k "peers or torch" $(ARGS)
 
 cpp: ## C++ unit tests of the lock-free parts
-	$(MAKE) -C csrc/tests unit
+	$(MAKE) -j2 -C csrc/tests unit
 
 tsan: ## C++ tests under ThreadSanitizer
-	$(MAKE) -C csrc/tests tsan
+	$(MAKE) -j2 -C csrc/tests tsan
 
 model: ## the lock-free ring and event count under a model checker, every memory order weakened in turn (needs relacy-dev)
 	$(MAKE) -C csrc/tests model
@@ -92,11 +92,11 @@ soak: $(VENV)/.built $(VENV)/.test-deps ## queues under random time-outs and shu
 	EDGEFAST_SOAK_SECONDS=$(or $(SECONDS),180) $(PY) -m pytest tests/queues -k soak --timeout 0 -q $(ARGS)
 
 aarch64: ## the C++ kernels on emulated ARM64 (needs g++-aarch64-linux-gnu and qemu-user)
-	$(MAKE) -C csrc/tests aarch64
+	$(MAKE) -j2 -C csrc/tests aarch64
 
 # The sanitizer's runtime must come first in the process, and CPython's own allocator would hide errors from it.
 asan: $(VENV)/.created ## C++ tests and the whole suite under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(MAKE) -C csrc/tests asan
+	$(MAKE) -j2 -C csrc/tests asan
 	$(PYTHON) -m venv --clear .venv-asan
 	.venv-asan/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
 	EDGEFAST_SANITIZE=address,undefined EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-asan/bin/python -m pip --disable-pip-version-check -q install '.[sklearn,cli]' --group test
