@@ -46,7 +46,7 @@ def compile_flags() -> tuple[list[str], list[str]]:
     """(compile, link) flags common to every extension; nothing here may raise the ISA floor."""
     cflags = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow", "-Wno-psabi"]
     # GCC 12 takes the "undefined" operands inside its own AVX-512 intrinsics for ours (GCC bug 105593).
-    cflags += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
+    cflags += ["-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     # Contraction would let the compiler fuse a*b+c differently per ISA: results would no longer be bit-identical.
     cflags += ["-ffp-contract=off", "-fno-math-errno"]
     ldflags: list[str] = []
