@@ -40,6 +40,7 @@ cdef extern from "queues/record_queue.hpp" namespace "ef" nogil:
         pass
 
     cppclass Core "ef::RecordQueue":
+        Core() except +
         bint allocate(int64_t itemsize, int64_t capacity, Policy policy)
         void configure(int64_t limit, int64_t high, int64_t low)
         int64_t put(const void *records, int64_t n, int64_t deadline, int *status)
@@ -105,13 +106,19 @@ cdef void forget_handle(object capsule) noexcept:
 
 
 cdef class RecordCore:
-    cdef Core core
+    cdef Core *core  # apart: its cache lines need an alignment that Python's allocator does not give
     cdef object __weakref__
     cdef readonly object dtype
     cdef readonly tuple shape
     cdef int64_t item
     cdef int64_t capacity
     cdef bint refuses  # what it does not take at once, it does not wait for
+
+    def __cinit__(self):
+        self.core = new Core()
+
+    def __dealloc__(self):
+        del self.core
 
     def _allocate(self, dtype, tuple shape, int64_t itemsize, int64_t capacity, int policy):
         if not self.core.allocate(itemsize, capacity, <Policy>policy):
