@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgefast import files
+from edgefast.backends import native
 from edgefast.errors import InputError
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
@@ -212,6 +213,7 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif((native.build_config() or {}).get("sanitizer") is not None, reason="sanitizers keep freed memory")
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Sketching a compressed 96 MB matrix adds far less than its size to what an empty one needs."""
     script = (

@@ -88,7 +88,7 @@ def test_wheel(wheel: Path, python: str, work: Path, sdist: Path, *, native: boo
     args = ["tests", "-q", "-p", "no:cacheprovider", "-o", "testpaths=tests"] + (["--require-native"] if native else [])
     if quick:
         # The other levels and backends are the main suite's business; here it is the package that is tested.
-        args += ["-x", "-m", "not slow", "--backends", "native-scalar,numpy" if native else "numpy"]
+        args += ["-m", "not slow", "--backends", "native-scalar,numpy" if native else "numpy"]
     call(interpreter, "-m", "pytest", *args, env=env, cwd=tests)
 
 

@@ -56,7 +56,8 @@ def near_median(column: list[float], keep: int) -> float:
     n = len(column)
     middle = average(column[(n - 1) // 2 : n // 2 + 1])
     # Nearest first, the lower of two equally near ones.
-    order = sorted(range(n), key=lambda i: (abs(column[i] - middle), i))
+    distance = [abs(x - middle) for x in column]
+    order = sorted(range(n), key=lambda i: (1, 0.0, i) if math.isnan(distance[i]) else (0, distance[i], i))
     return average([column[i] for i in sorted(order[:keep])])
 
 
