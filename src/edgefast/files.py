@@ -186,7 +186,8 @@ class _NpzSource(Source):
     def __init__(self, file: Path) -> None:
         self.name = file.name
         self._file = file
-        with zipfile.ZipFile(file) as archive:
+        # Opened here: a ZipFile that fails half way does not close what it opened.
+        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
             keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
             self.sparse = {"data", "indices", "indptr", "shape", "format"} <= set(keys)
             if self.sparse:
@@ -218,7 +219,7 @@ class _NpzSource(Source):
         return member.take(int(np.prod(member.shape))).reshape(member.shape)
 
     def blocks(self) -> Iterator[Block]:
-        with _readable(self._file), zipfile.ZipFile(self._file) as archive:
+        with _readable(self._file), open(self._file, "rb") as stream, zipfile.ZipFile(stream) as archive:
             yield from self._csr(archive) if self.sparse else self._dense(archive)
 
     def _dense(self, archive: zipfile.ZipFile) -> Iterator[Block]:
