@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
+.PHONY: help build run test pure engine lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
