@@ -166,9 +166,12 @@ def _read(folder: int, file: str) -> bytes | None:
         raise
     except OSError:
         return None
-    with open(fd, "rb") as f:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_size > MAX_BYTES:
             return None
-        data = f.read(MAX_BYTES + 1)
+        with open(fd, "rb", closefd=False) as f:
+            data = f.read(MAX_BYTES + 1)
         return data if len(data) <= MAX_BYTES else None
+    finally:
+        os.close(fd)
