@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefast.pipeline import Decision, PipelineStatistics, StageStatistics, _publish, _runtime
+from edgefast.pipeline import Decision, PipelineStatistics, StageStatistics, _publish, _slots
 from edgefast.queues import Queue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX file locks")
@@ -184,9 +184,9 @@ def test_no_folder_is_nothing_published() -> None:
 
 
 @pytest.fixture
-def slot(folder: Path) -> Iterator[tuple[_runtime.Slot, Path]]:
+def slot(folder: Path) -> Iterator[tuple[_slots.Slot, Path]]:
     """A living process's files, to write anything into."""
-    slot = _runtime.Slot()
+    slot = _slots.Slot()
     yield slot, folder / f"{slot._name}.json"
     slot.close()
 
@@ -196,7 +196,7 @@ def good() -> dict[str, Any]:
     return {"format": 1, **_publish._plain(snapshot)}
 
 
-def read(slot: tuple[_runtime.Slot, Path], data: bytes) -> _publish.Snapshots:
+def read(slot: tuple[_slots.Slot, Path], data: bytes) -> _publish.Snapshots:
     slot[0].write(data)
     return _publish.read_published()
 
@@ -227,7 +227,7 @@ BAD = {
     "a list": b"[]",
     "deep": b"[" * 200_000,
     "a long number": b'{"format": 1, "pid": ' + b"9" * 10_000 + b"}",
-    "too long": b" " * (_runtime.MAX_BYTES + 1),
+    "too long": b" " * (_slots.MAX_BYTES + 1),
     "another format": change("format", 2),
     "NaN": change("clock", math.nan),
     "a pid of text": change("pid", "1"),

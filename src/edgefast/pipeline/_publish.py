@@ -15,7 +15,7 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 from edgefast._version import __version__
-from edgefast.pipeline import _runtime
+from edgefast.pipeline import _slots
 from edgefast.pipeline._types import Decision, PipelineStatistics, StageStatistics
 from edgefast.queues import QueueStatistics
 
@@ -98,12 +98,12 @@ class _Publisher:
         self._counted: dict[tuple[int, str], tuple[float, int, int]] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._slot: _runtime.Slot | None = None
+        self._slot: _slots.Slot | None = None
 
     def add(self, source: _Source) -> None:
         with self._lock:
             if self._slot is None:
-                self._slot = _runtime.Slot()
+                self._slot = _slots.Slot()
             key = id(source)
             for counted in [c for c in self._counted if c[0] == key]:
                 del self._counted[counted]  # of an earlier source at this address
@@ -166,7 +166,7 @@ class _Publisher:
             try:
                 with self._lock:
                     if self._slot is None:
-                        self._slot = _runtime.Slot()
+                        self._slot = _slots.Slot()
                     slot = self._slot
                 slot.write(data)
             except OSError as error:
@@ -265,7 +265,7 @@ def read_published() -> Snapshots:
         OSError: the private folder is not this user's alone.
     """
     processes, unreadable = [], []
-    for name, data in _runtime.read_all():
+    for name, data in _slots.read_all():
         try:
             if data is None:
                 raise ValueError("not a readable file")
