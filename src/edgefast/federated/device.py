@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefast.federated.depths import Depths
 from edgefast.federated.plan import Parameters, Shard
 from edgefast.federated.training import SoftmaxTrainer
 from edgefast.queues import Queue, ShutDown
@@ -21,6 +22,7 @@ __all__ = ["Device", "DeviceReport", "StageTotals", "Stopped", "Update"]
 
 _END = None  # closes a device's stream for one round
 _MAX_TRACE = 2000
+_MAX_DEPTHS = 128  # samples of a round
 
 Batch = tuple[NDArray[Any], NDArray[np.int64]]
 
@@ -82,9 +84,14 @@ class Device:
     """A shard, the source that streams it, and the trainer behind a queue.
 
     `fit` may be called from any thread, one call at a time.
+
+    Args:
+        shard: its data and options.
+        sampled: whether it samples the depth of its queue, for `take_depths`.
+        publish: whether its pipeline shows itself in `edgefast top`.
     """
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, *, sampled: bool = False, publish: bool = False) -> None:
         self.index: int = shard.index
         self.rows: int = len(shard.y)
         #: (seconds, depth) after every put and get of the first round, for the device that is traced.
@@ -94,6 +101,7 @@ class Device:
         self.queue: Queue[Any] = Queue(config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low)
         self._shard = shard
         self._report = DeviceReport()
+        self._depths = Depths(_MAX_DEPTHS) if sampled else None
         self._source = ThreadPoolExecutor(1, thread_name_prefix="edgefast-source")
 
     def fit(self, number: int, model: Parameters) -> Update:
@@ -139,6 +147,10 @@ class Device:
             peak=statistics.peak,
         )
 
+    def take_depths(self) -> list[tuple[float, int]]:
+        """(time.perf_counter(), depth) of the queue since the last call, at most 128 samples; between two rounds."""
+        return [] if self._depths is None else self._depths.take()
+
     def stop(self) -> None:
         """End a `fit` under way, which raises Stopped; the queue's items are discarded. From any thread."""
         self.queue.shutdown(immediate=True)
@@ -162,6 +174,8 @@ class Device:
                 sketched = clock()
                 yield Z, shard.y[rows]  # resumed when the batch has been put
                 self._note(number)
+                if self._depths is not None:
+                    self._depths.add(time.perf_counter(), self.queue.qsize())
                 queue.seconds += clock() - sketched
                 queue.items += 1
                 sketch.seconds += sketched - began

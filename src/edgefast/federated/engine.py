@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edgefast import backends
+from edgefast.federated.depths import MAX_SAMPLES, Depths
 from edgefast.federated.device import Device, DeviceReport, Update
 from edgefast.federated.plan import Parameters, Plan
 
-__all__ = ["Depths", "Engine", "ThreadEngine"]
+__all__ = ["DevicesLost", "Engine", "Fault", "ThreadEngine"]
 
-_MAX_SAMPLES = 2000
+
+class DevicesLost(RuntimeError):
+    """No device is left to go on with."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """What kept a device out of a round.
+
+    Attributes:
+        device: its number.
+        round: the round, from 1.
+        kind: "lost", for good; "late", for this round.
+        reason: why, in a few words.
+    """
+
+    device: int
+    round: int
+    kind: Literal["lost", "late"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"device {self.device} {self.kind} in round {self.round}: {self.reason}"
 
 
 class Engine(Protocol):
@@ -24,6 +48,7 @@ class Engine(Protocol):
     Attributes:
         depths: (time.perf_counter(), batches in the fullest queue) over the run, thinned.
         trace: (time.perf_counter(), depth) after every put and get of the traced device's first round, in any order.
+        faults: devices that were lost or late, in the order it was noticed.
     """
 
     @property
@@ -31,6 +56,9 @@ class Engine(Protocol):
 
     @property
     def trace(self) -> Sequence[tuple[float, int]]: ...
+
+    @property
+    def faults(self) -> Sequence[Fault]: ...
 
     def train(self, number: int, model: Parameters, poll: Callable[[], None]) -> Iterator[Update]:
         """One round on every device.
@@ -42,7 +70,10 @@ class Engine(Protocol):
 
         Returns:
             The updates in the order of the devices' numbers, so that the mean does not depend on who is first. A
-            device that gives none is left out.
+            device that gives none is left out, and its fault is among `faults`.
+
+        Raises:
+            DevicesLost: no device is left.
         """
         ...
 
@@ -59,35 +90,13 @@ class Engine(Protocol):
         ...
 
 
-class Depths:
-    """Depth of the fullest queue over time, thinned so that memory stays bounded however long the run."""
-
-    def __init__(self) -> None:
-        self.interval = 0.001
-        self.samples: list[tuple[float, int]] = []
-        self._recent = 0
-
-    def add(self, now: float, depth: int) -> None:
-        self._recent = max(self._recent, depth)
-        if not self.samples or now - self.samples[-1][0] >= self.interval:
-            self.samples.append((now, depth))
-            if len(self.samples) > _MAX_SAMPLES:
-                self.samples = self.samples[::2]
-                self.interval *= 2
-
-    def recent(self) -> int:
-        """The largest depth since the last call."""
-        depth, self._recent = self._recent, 0
-        return depth
-
-
 class ThreadEngine:
     """All devices in this process; as many at work at the same time as there are threads."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._devices = [Device(plan.shard(i)) for i in range(plan.config.devices)]
+    def __init__(self, plan: Plan, *, publish: bool = False) -> None:
+        self._devices = [Device(plan.shard(i), publish=publish) for i in range(plan.config.devices)]
         self._traced = self._devices[plan.traced]
-        self._depths = Depths()
+        self._depths = Depths(MAX_SAMPLES)
         workers = min(plan.config.devices, max(2, backends.num_threads()))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="edgefast-trainer")
         self._busy = False
@@ -99,6 +108,10 @@ class ThreadEngine:
     @property
     def trace(self) -> Sequence[tuple[float, int]]:
         return self._traced.trace
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        return ()
 
     def train(self, number: int, model: Parameters, poll: Callable[[], None]) -> Iterator[Update]:
         self._busy = True

@@ -15,7 +15,7 @@ from edgefast.aggregate import MeanAccumulator
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset
 from edgefast.federated.device import StageTotals
-from edgefast.federated.engine import Engine, ThreadEngine
+from edgefast.federated.engine import DevicesLost, Engine, ThreadEngine
 from edgefast.federated.model import Model
 from edgefast.federated.plan import Plan
 from edgefast.federated.training import accuracy, fit_centralised
@@ -39,6 +39,8 @@ class Progress:
         dropped: batches dropped so far.
         rows: rows trained on so far.
         seconds: since the start.
+        devices: how many are not lost.
+        faults: devices lost or late so far, in words.
     """
 
     round: int
@@ -50,6 +52,8 @@ class Progress:
     dropped: int
     rows: int
     seconds: float
+    devices: int
+    faults: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,20 +74,28 @@ def run(
     data: Dataset | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    publish: bool = False,
 ) -> RunResult:
     """Train one model on N devices that keep their data, and measure every stage.
 
     A KeyboardInterrupt ends the run after the current step; the result then holds the rounds that were finished and
     metrics["interrupted"] is true.
 
+    With `processes` the devices are started by multiprocessing's "forkserver": a script that calls this at its top
+    level needs the usual `if __name__ == "__main__":`. A device whose process ends is lost, and the run goes on with
+    the others; when none is left it ends, with the rounds that were finished.
+
     Args:
         config: options; None for the defaults.
         data: what to train on; None for scikit-learn's digits.
         on_progress: called in the calling thread, about ten times a second and after every round.
+        publish: show pipelines and queues in `edgefast top` while the run lasts.
 
     Raises:
         InputError: more devices than rows, more components than features, or scikit-learn is missing.
-        ImportError: the backend asked for is unknown or not available.
+        ImportError: the backend asked for is unknown or not available; `processes` without Linux or the native backend.
+        OSError: `processes` and no room in shared memory.
+        RuntimeError: `processes` and no device could be started.
 
     References:
         H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS
@@ -101,23 +113,29 @@ def run(
 
         data = digits()
     with backends.using(config.backend, num_threads=config.threads):
-        return _Run(Plan(config, data), on_progress).execute()
+        return _Run(Plan(config, data), on_progress, publish).execute()
 
 
-def make_engine(plan: Plan) -> Engine:
+def make_engine(plan: Plan, publish: bool) -> Engine:
     """The engine the options ask for."""
-    return ThreadEngine(plan)
+    if plan.config.processes:
+        from edgefast.federated.processes import ProcessEngine
+
+        return ProcessEngine(plan, publish=publish)
+    return ThreadEngine(plan, publish=publish)
 
 
 class _Run:
     """The server: hands the global model to the engine, averages what comes back, keeps the books."""
 
-    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None] | None, publish: bool) -> None:
         self.plan = plan
+        self.publish = publish
         self.on_progress = on_progress or (lambda progress: None)
         self.rounds: list[dict[str, Any]] = []
         self.aggregation = StageTotals()
         self.interrupted = False
+        self.deserted = False
         self.started = time.perf_counter()
         self.last_progress = 0.0
         self.model = plan.start()
@@ -125,12 +143,15 @@ class _Run:
     def execute(self) -> RunResult:
         plan, data = self.plan, self.plan.data
         Z_test, y_test = plan.sketch(data.X[plan.test_rows]), data.y[plan.test_rows]
-        self.engine = make_engine(plan)
+        self.engine = make_engine(plan, self.publish)
+        self.started = time.perf_counter()
         try:
             for number in range(plan.config.rounds):
                 self._round(number, Z_test, y_test)
         except KeyboardInterrupt:
             self.interrupted = True
+        except DevicesLost:
+            self.deserted = True
         finally:
             self.engine.close()
         seconds = time.perf_counter() - self.started
@@ -174,6 +195,7 @@ class _Run:
             before = time.thread_time()
             self.model = accumulator.result()
             self.aggregation.seconds += time.thread_time() - before
+        absent = [f for f in self.engine.faults if f.round == number + 1]
         self.rounds.append(
             {
                 "round": number + 1,
@@ -181,6 +203,8 @@ class _Run:
                 "loss": loss / rows if rows else None,
                 "rows": rows,
                 "devices": contributors,
+                "late": sorted(f.device for f in absent if f.kind == "late"),
+                "lost": sorted(f.device for f in absent if f.kind == "lost"),
                 "dropped": self._dropped() - dropped,
                 "seconds": time.perf_counter() - began,
             }
@@ -210,6 +234,8 @@ class _Run:
                 dropped=sum(r.dropped for r in reports),
                 rows=sum(r.train.items for r in reports),
                 seconds=self.last_progress - self.started,
+                devices=self.plan.config.devices - sum(f.kind == "lost" for f in self.engine.faults),
+                faults=tuple(map(str, self.engine.faults)),
             )
         )
 
@@ -279,7 +305,9 @@ class _Run:
             "config": config.as_dict(),
             "backend": {"name": backends.backend(), "simd": backends.simd(), "threads": backends.num_threads()},
             "edgefast": edgefast.__version__,
-            "repeatable": config.policy == "block",
+            "repeatable": config.policy == "block" and not self.engine.faults,
+            "faults": [dataclasses.asdict(fault) for fault in self.engine.faults],
             "interrupted": self.interrupted,
+            "deserted": self.deserted,
             "seconds": seconds,
         }

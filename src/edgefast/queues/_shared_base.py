@@ -341,7 +341,7 @@ class SharedBase(SharedAsyncMethods):
 
     @property
     def serializer(self) -> str:
-        """"bytes", "pickle", or "records" for a queue with a dtype."""
+        """ "bytes", "pickle", or "records" for a queue with a dtype."""
         return self._kind
 
     @property
