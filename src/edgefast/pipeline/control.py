@@ -19,7 +19,9 @@ __all__ = ["Controller", "WorkerController", "fair_shares", "low_watermark"]
 Array = np.ndarray[Any, Any]
 
 # A queue grows by at most this factor a step, and never by less than the dead band.
-_FASTEST_GROWTH = 2.0
+_FASTEST_GROWTH = 3.0
+# So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
+_FEWEST_ITEMS = 8
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
 _MOST_PATIENCE = 64.0
 # Share of a window in which workers had to be at work for a rate to be more than noise.
@@ -128,8 +130,9 @@ class Controller:
     A queue is there to keep its consumer busy while its producer is late, and the other way round. It is too short when
     both wait for each other in turn, and too long when part of it is never used. So a limit
 
-    - grows, up to doubling a step, while a stage waited for input although its producer waited for room, each for more
-      than `tolerance` of the time, and neither the busiest stage nor the machine is working all the time already;
+    - grows, up to threefold a step, while a stage waited for input although its producer waited for room, each for more
+      than `tolerance` of the time, and neither the busiest stage nor the machine is working all the time already; of
+      queues in a row the one that loses most goes first;
     - shrinks when every item of an interval waited longer than `standing_delay` (the standing queue of CoDel: K. Nichols
       and V. Jacobson, "Controlling queue delay", ACM Queue 10(5), 2012; RFC 8289): to what was in use and a quarter,
       at most by half, again after interval / sqrt(k) while it stands;
@@ -142,7 +145,7 @@ class Controller:
     Args:
         target_delay: the longest time in seconds an item should wait in one queue.
         max_bytes: bytes that all queues may hold together; None for no limit.
-        period: seconds between steps; also the shortest window that a growth is decided on unless many items passed.
+        period: seconds between steps when nothing grows; see `next_period`.
         dead_band: relative change below which a limit stays, 0 to 1.
         tolerance: share of the time that may be lost to waiting before a queue grows, 0 to 1.
         interval: seconds for which a queue has to stand before it shrinks, and the memory of the measurements; None for
@@ -163,7 +166,7 @@ class Controller:
         []
         >>> decisions = controller.step(0.2, [sample("read", 100, 0.06, 0.0), sample("send", 100, 0.0, 0.05)])
         >>> [(d.stage, d.what, d.old, d.new) for d in decisions if d.what == "limit"]
-        [('send', 'limit', 4, 8)]
+        [('send', 'limit', 4, 12)]
         >>> decisions[0].reason
         'waited for input 25% of the time although its producer waited for room 30%'
     """
@@ -258,6 +261,7 @@ class Controller:
         self._rate = np.full(n, np.nan)
         self._loss = np.zeros(n)
         self._low = np.full(n, -1, np.int64)
+        self._saturated = False
         self._since_change = _Window(n, self.interval)
         self._work = _Window(n, self.interval)
         self._served = np.zeros(n)  # since the limit changed
@@ -295,14 +299,21 @@ class Controller:
 
     # Rules ----------------------------------------------------------------------------------------------------------
 
+    def _lossy(self) -> Array:
+        # The wait for one item is chance.
+        return self._loss > self.tolerance + 1 / np.maximum(self._served, 1.0)
+
     def _growth(self, cpu: float) -> Array:
         """The factor by which each queue should grow; 1 for none."""
-        busiest = self._work.share("busy").max()
-        if busiest >= 1 - self.tolerance or cpu >= _CPU_BOUND:
+        self._saturated = bool(self._work.share("busy").max() >= 1 - self.tolerance or cpu >= _CPU_BOUND)
+        if self._saturated:
             return np.ones(len(self._loss))
-        # Loss is about inversely proportional to the limit: one step leads near where it is tolerable.
-        factor = np.clip(self._loss / self.tolerance, 1 + self.dead_band, _FASTEST_GROWTH)
-        return np.where(self._loss > self.tolerance, factor, 1.0)
+        lost = np.where(self._lossy(), self._loss, 0.0)
+        # Queues in a row often lose for the same reason: room in one of them helps the others, so the worst goes first.
+        worst = (lost > 0) & (lost >= np.append(0.0, lost[:-1])) & (lost > np.append(lost[1:], 0.0))
+        # With random times loss falls as 1 / limit, with bursts faster: the root stays below what is needed.
+        factor = np.clip(np.sqrt(self._loss / self.tolerance), 1 + self.dead_band, _FASTEST_GROWTH)
+        return np.where(worst, factor, 1.0)
 
     def _standing(self, now: float, columns: dict[str, tuple[Any, ...]]) -> Array:
         """The longest time by which all items of an interval waited too long where a queue shrinks; 0 elsewhere."""
@@ -336,7 +347,9 @@ class Controller:
         wanted = limit.astype(np.float64)
         grown = shrunk = np.zeros(len(limit), bool)
         if grow is not None and standing is not None:
-            enough = (self._since_change.time >= 0.99 * self.period) | (self._served >= np.maximum(16, 4 * limit))
+            enough = (self._since_change.time >= 0.99 * self.period) | (
+                self._served >= np.maximum(_FEWEST_ITEMS, limit)
+            )
             grown = (grow > 1) & enough & (limit < ceiling)
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
@@ -376,12 +389,19 @@ class Controller:
                 reason = f"goes on when {run} of {new[i]} items have left"
                 decisions.append(Decision(now, samples[i].name, "gate", int(self._low[i]), int(low[i]), reason))
         self._low = np.where(regate, low, self._low)
-        self._note(now, limit, new, change, grown, shrunk)
+        self._note(now, limit, new, ceiling, change, grown, shrunk)
         return decisions
 
-    def _note(self, now: float, limit: Array, new: Array, change: Array, grown: Array, shrunk: Array) -> None:
+    def _note(
+        self, now: float, limit: Array, new: Array, ceiling: Array, change: Array, grown: Array, shrunk: Array
+    ) -> None:
         """Keeps what the next steps need to know about this one."""
-        self._since_change.forget(change)
+        # What the neighbours of a queue lost before it grew says nothing about what they lose now.
+        beside = grown.copy()
+        beside[1:] |= grown[:-1]
+        beside[:-1] |= grown[1:]
+        self._since_change.forget(change | beside)
+        self._served[beside] = 0.0
         self._served[change] = 0.0
         rose = change & (new > limit)
         fell = change & (new < limit)
@@ -390,7 +410,9 @@ class Controller:
         self._shrinks[fell & shrunk] += 1
         self._standing_since[change] = np.where(fell[change], now, np.nan)
         self._lowest_wait[change] = np.inf
-        self._wait = self.period / 8 if rose.any() else min(2 * self._wait, self.period)
+        pending = self._lossy() & ~change & (limit < ceiling)
+        growing = bool(rose.any() or (pending.any() and not self._saturated))
+        self._wait = self.period / 8 if growing else min(2 * self._wait, self.period)
 
     def _reason(
         self, i: int, sample: StageSample, grown: bool, shrunk: bool, over: bool, late: bool, standing: Array | None

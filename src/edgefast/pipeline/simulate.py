@@ -234,9 +234,7 @@ class Simulation:
         self.now = 0.0
         self._events: list[tuple[float, int, int, int, float]] = []
         self._sequence = 0
-        self._states = [
-            _State(s, n := limit if s.limit is None else s.limit, self._low(n, 0.0)) for s in self.stages
-        ]
+        self._states = [_State(s, n := limit if s.limit is None else s.limit, self._low(n, 0.0)) for s in self.stages]
         self._open: deque[int] = deque()
         self._cores = cores
         self._split = None if split is None else [tuple(part) for part in split]
