@@ -133,9 +133,9 @@ class Controller:
     - grows, up to threefold a step, while a stage waited for input although its producer waited for room, each for more
       than `tolerance` of the time, and neither the busiest stage nor the machine is working all the time already; of
       queues in a row the one that loses most goes first;
-    - shrinks when every item of an interval waited longer than `standing_delay` (the standing queue of CoDel: K. Nichols
-      and V. Jacobson, "Controlling queue delay", ACM Queue 10(5), 2012; RFC 8289): to what was in use and a quarter,
-      at most by half, again after interval / sqrt(k) while it stands;
+    - shrinks when every item of an interval waited longer than `standing_delay` (the standing queue of CoDel:
+      K. Nichols and V. Jacobson, "Controlling queue delay", ACM Queue 10(5), 2012; RFC 8289): to what was in use and a
+      quarter, at most by half, again after interval / sqrt(k) while it stands;
     - never exceeds `rate * target_delay`, what the stage takes out of it in that time (as Flink's buffer debloating),
       nor the stage's maximum, nor its max-min fair share of `max_bytes`;
     - otherwise changes only when the change is larger than `dead_band`.
@@ -199,7 +199,7 @@ class Controller:
 
     @property
     def next_period(self) -> float:
-        """Seconds after which the next step is worth while: an eighth of the period while limits grow, else `period`."""
+        """Seconds until the next step is worth while: an eighth of the period while limits grow, else the period."""
         return self._wait
 
     @property
@@ -256,7 +256,7 @@ class Controller:
     def _start(self, now: float, names: tuple[str, ...], samples: Sequence[StageSample], source_blocked: float) -> None:
         n = len(names)
         self._names, self._then, self._wait = names, now, self.period / 8
-        columns = _columns(samples) if samples else {f: () for f in StageSample._fields}
+        columns = _columns(samples) if samples else dict.fromkeys(StageSample._fields, ())
         self._before = self._counters(columns, source_blocked)
         self._rate = np.full(n, np.nan)
         self._loss = np.zeros(n)
@@ -380,7 +380,7 @@ class Controller:
         low = _low_watermarks(new, self._rate, self.switch_time)
         regate = change | (self._low < 0) | (np.abs(low - self._low) > self.dead_band * new)
         decisions = []
-        for i in np.flatnonzero(change | regate):
+        for i in map(int, np.flatnonzero(change | regate)):
             if change[i]:
                 reason = self._reason(i, samples[i], grown[i], shrunk[i], over[i], late[i], standing)
                 decisions.append(Decision(now, samples[i].name, "limit", int(limit[i]), int(new[i]), reason))
@@ -435,13 +435,13 @@ class Controller:
 class WorkerController:
     """Moves workers, one at a time, to the stage that limits the pipeline.
 
-    The capacity of a stage is its workers over the worker-seconds an item takes. The stage with the least capacity gets
-    a worker when it is at work at least `busy_share` of the time: a free one while fewer than `total` are employed, else
-    one of the stage that misses it least, if that stage without it still has more capacity than the first one has now.
-    Seconds an item are a moving average (level) that follows a rise faster than a fall, beside one of its deviation, and
-    a move needs the bands level - k deviation of the taker and level + k deviation of the giver to be apart (the
-    controller shape of Ray Data's resource manager). So each move raises the pipeline's capacity, and with steady
-    service times they end. A move back doubles the pause before the next move of that stage.
+    The capacity of a stage is its workers over the worker-seconds an item takes. The stage with the least capacity
+    gets a worker when it is at work at least `busy_share` of the time: a free one while fewer than `total` are
+    employed, else one of the stage that misses it least, if that stage without it still has more capacity than the
+    first one has now. Seconds an item are a moving average (level) that follows a rise faster than a fall, beside one
+    of its deviation, and a move needs the bands level - k deviation of the taker and level + k deviation of the giver
+    to be apart (the controller shape of Ray Data's resource manager). So each move raises the pipeline's capacity, and
+    with steady service times they end. A move back doubles the pause before the next move of that stage.
 
     Args:
         total: most workers of all stages together; None for as many as at the first step.
@@ -482,7 +482,7 @@ class WorkerController:
             ValueError: `now` before that of the last step.
         """
         names = tuple(s.name for s in samples)
-        columns = _columns(samples) if samples else {f: () for f in StageSample._fields}
+        columns = _columns(samples) if samples else dict.fromkeys(StageSample._fields, ())
         counters = {f: np.asarray(columns[f], np.float64) for f in ("served", "busy")}
         workers = np.asarray(columns["workers"], np.int64)
         if names != self._names:

@@ -2,7 +2,7 @@
 
     >>> from edgefast.pipeline import simulate
     >>> from edgefast.pipeline.control import Controller
-    >>> stages = [simulate.Stage("decode", simulate.exponential(2e-3)), simulate.Stage("send", simulate.exponential(2e-3))]
+    >>> stages = [simulate.Stage(name, simulate.exponential(2e-3)) for name in ("decode", "send")]
     >>> fixed = simulate.Simulation(stages, limit=1, seed=1).run(20.0)
     >>> adaptive = simulate.Simulation(stages, limit=1, controller=Controller(), seed=1).run(20.0)
     >>> adaptive.throughput > 1.25 * fixed.throughput
@@ -55,17 +55,18 @@ def phases(*parts: tuple[float, Times]) -> Times:
 
     def draw(rng: random.Random, now: float) -> float:
         at = now % cycle
-        for seconds, times in parts:
-            if at < seconds:
-                break
-            at -= seconds
+        part = 0
+        while at >= parts[part][0] and part + 1 < len(parts):
+            at -= parts[part][0]
+            part += 1
+        times = parts[part][1]
         return times if isinstance(times, (int, float)) else times(rng, now)
 
     return draw
 
 
 def bursts(size: int, pause: float, gap: float = 0.0) -> Times:
-    """For a source: `size` items `gap` seconds apart, then `pause` seconds of nothing."""
+    """For one source: `size` items `gap` seconds apart, then `pause` seconds of nothing."""
     position = 0
 
     def draw(rng: random.Random, now: float) -> float:
@@ -280,7 +281,7 @@ class Simulation:
             elif kind == _OFFER:
                 self._offer(who)
             elif kind == _RESUME:
-                self._states[who].closed or self._admit(who)
+                self._admit(who)
             else:
                 self._control()
             while self._open:
