@@ -23,11 +23,13 @@ _FASTEST_GROWTH = 3.0
 # So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
 _FEWEST_ITEMS = 8
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
-_MOST_PATIENCE = 64.0
+_MOST_PATIENCE = 64
 # Share of a window in which workers had to be at work for a rate to be more than noise.
 _LEAST_WORK = 0.02
 # The machine counts as the bottleneck from this share of its processors on.
 _CPU_BOUND = 0.95
+# A move of a worker that is taken back within so many pauses was a mistake.
+_SOON = 4
 
 
 def low_watermark(limit: int, rate: float, switch_time: float = 5e-4) -> int:
@@ -441,7 +443,8 @@ class WorkerController:
     first one has now. Seconds an item are a moving average (level) that follows a rise faster than a fall, beside one
     of its deviation, and a move needs the bands level - k deviation of the taker and level + k deviation of the giver
     to be apart (the controller shape of Ray Data's resource manager). So each move raises the pipeline's capacity, and
-    with steady service times they end. A move back doubles the pause before the next move of that stage.
+    with steady service times they end. A move that is soon taken back doubles the pause before the next one of that
+    stage.
 
     Args:
         total: most workers of all stages together; None for as many as at the first step.
@@ -458,11 +461,11 @@ class WorkerController:
         self,
         *,
         total: int | None = None,
-        band: float = 1.0,
-        rise: float = 0.5,
-        fall: float = 0.2,
+        band: float = 0.5,
+        rise: float = 0.6,
+        fall: float = 0.4,
         busy_share: float = 0.8,
-        settle: int = 3,
+        settle: int = 1,
     ) -> None:
         self.total = None if total is None else count(total, "total")
         self.band = _number(band, "band", above=-1.0)
@@ -493,6 +496,7 @@ class WorkerController:
             self._use = np.zeros(n)
             self._rest, self._pause = np.zeros(n, np.int64), np.full(n, self.settle, np.int64)
             self._direction = np.zeros(n, np.int64)
+            self._since_move = np.zeros(n, np.int64)
             return []
         elapsed = now - self._then
         if elapsed < 0:
@@ -504,6 +508,7 @@ class WorkerController:
         self._then, self._before = now, counters
         self._learn(served, busy, np.minimum(busy / (np.maximum(workers, 1) * elapsed), 1.0))
         self._rest = np.maximum(self._rest - 1, 0)
+        self._since_move += 1
         return self._moves(now, samples, columns, workers)
 
     def _learn(self, served: Array, busy: Array, use: Array) -> None:
@@ -522,48 +527,46 @@ class WorkerController:
     ) -> list[Decision]:
         least = np.maximum(np.asarray(columns["min_workers"], np.int64), 1)
         most = np.maximum(np.asarray(columns["max_workers"], np.int64), least)
-        workers = workers.copy()
         known = ~np.isnan(self._level)
         spread = self.band * self._deviation
+        # Seconds between two items of a stage: the largest limits the pipeline.
+        pace = np.where(known, self._level / np.maximum(workers, 1), -np.inf)
+        moves = max(1, len(samples) // 8)
+        takers = np.argsort(-pace, kind="stable")[:moves]
+        takes = known & (self._rest == 0) & (workers < most) & (self._use >= self.busy_share)
+        takers = takers[takes[takers]]
+        free = max(self._most - int(workers.sum()), 0)
+        # What a stage would be like without one of its workers, at worst, and with those it has, at best.
+        gives = known & (self._rest == 0) & (workers > least)
+        without = np.where(gives, (self._level + spread) / np.maximum(workers - 1, 1e-9), np.inf)
+        sure = (self._level - spread) / np.maximum(workers, 1)
+        givers = np.argsort(without, kind="stable")[: max(len(takers) - free, 0)]
+        # A giver is never one of the takers before it: without one of its workers it would be slower than they are.
+        givers = givers[without[givers] < sure[takers[free:]]]
         decisions: list[Decision] = []
-        for _ in range(max(1, len(samples) // 8)):
-            # Seconds between two items of a stage: the largest limits the pipeline.
-            pace = np.where(known, self._level / np.maximum(workers, 1), -np.inf)
-            taker = int(np.argmax(pace))
-            if workers[taker] >= most[taker] or self._rest[taker] or not known[taker]:
-                break
-            if self._use[taker] < self.busy_share:
-                break
-            sure = (self._level[taker] - spread[taker]) / workers[taker]
-            if workers.sum() < self._most:
-                giver = None
-            else:
-                can = (workers > least) & (self._rest == 0)
-                can[taker] = False
-                rest = np.where(known, (self._level + spread) / np.maximum(workers - 1, 1e-9), np.inf)
-                rest = np.where(can, rest, np.inf)
-                giver = int(np.argmin(rest))
-                if not rest[giver] < sure:
-                    break
-            pace_ms = pace[taker] * 1e3
-            if giver is not None:
+        for k, i in enumerate(map(int, takers[: free + len(givers)])):
+            if k >= free:
+                j = int(givers[k - free])
                 reason = (
-                    f"{samples[taker].name} needs it more: an item every {pace_ms:.3g} ms there, "
-                    f"{pace[giver] * 1e3:.3g} ms here"
+                    f"{samples[i].name} needs it more: an item every {pace[i] * 1e3:.3g} ms there, "
+                    f"{pace[j] * 1e3:.3g} ms here"
                 )
-                decisions.append(self._move(now, samples, workers, giver, -1, reason))
-            reason = f"slowest stage: an item every {pace_ms:.3g} ms, at work {self._use[taker]:.0%} of the time"
-            decisions.append(self._move(now, samples, workers, taker, 1, reason))
+                decisions.append(self._move(now, samples[j], -1, reason))
+            reason = f"slowest stage: an item every {pace[i] * 1e3:.3g} ms, at work {self._use[i]:.0%} of the time"
+            decisions.append(self._move(now, samples[i], 1, reason))
+            self._settle(i, 1, int(workers[i]))
+            if k >= free:
+                self._settle(int(givers[k - free]), -1, int(workers[givers[k - free]]))
         return decisions
 
-    def _move(
-        self, now: float, samples: Sequence[StageSample], workers: Array, i: int, step: int, reason: str
-    ) -> Decision:
-        old = int(workers[i])
-        workers[i] += step
-        if self._direction[i] == -step:
-            self._pause[i] = min(2 * self._pause[i], 64 * self.settle)
-        self._direction[i] = step
+    @staticmethod
+    def _move(now: float, sample: StageSample, step: int, reason: str) -> Decision:
+        return Decision(now, sample.name, "workers", sample.workers, sample.workers + step, reason)
+
+    def _settle(self, i: int, step: int, workers: int) -> None:
+        """After a move a stage rests: the longer, the sooner the move took back another one."""
+        back = self._direction[i] == -step and self._since_move[i] <= _SOON * self._pause[i]
+        self._pause[i] = min(2 * self._pause[i], _MOST_PATIENCE * self.settle) if back else self.settle
+        self._direction[i], self._since_move[i] = step, 0
         self._rest[i] = self._pause[i]
-        self._use[i] = 0.0 if step > 0 else self._use[i]
-        return Decision(now, samples[i].name, "workers", old, old + step, reason)
+        self._use[i] = min(self._use[i] * workers / (workers + step), 1.0)
