@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ __all__ = [
     "Table",
     "Watcher",
     "as_json",
+    "commands",
     "heading",
     "lines",
     "notes",
@@ -252,6 +254,14 @@ def heading(picture: Picture) -> str:
     return f"edgefast top  {time.strftime('%H:%M:%S')}  " + ", ".join(counts)
 
 
+def commands(picture: Picture) -> list[str]:
+    """A line for every command that runs, with its processes."""
+    found: dict[str, list[int]] = {}
+    for process in picture.published.processes:
+        found.setdefault(clean(process.command, 80) or "?", []).append(process.pid)
+    return [f"{command}  (pid {', '.join(map(str, pids))})" for command, pids in found.items()]
+
+
 def notes(picture: Picture) -> list[str]:
     """Lines below the tables: what a person should know."""
     found = []
@@ -288,9 +298,14 @@ def tables(picture: Picture) -> list[Table]:
 
 def _pipeline_rows(picture: Picture) -> Iterator[list[Cell]]:
     for process in picture.published.processes:
-        for i, pipeline in enumerate(process.pipelines):
+        for i, pipeline in sorted(enumerate(process.pipelines), key=lambda each: _natural(each[1].name)):
             for j, stage in enumerate(pipeline.stages):
                 yield _stage_row(picture, process, pipeline, stage, picture.busy[process.pid, i, j], first=j == 0)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts device-2 before device-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _stage_row(
@@ -476,7 +491,7 @@ def _pad(cell: Cell, width: int, right: bool) -> Cell:
 
 def plain(picture: Picture) -> str:
     """The picture as text."""
-    parts = [heading(picture)]
+    parts = [heading(picture), *commands(picture)]
     for table in tables(picture):
         parts += ["", table.title]
         parts += ["  ".join(cell.text for cell in row).rstrip() for row in lines(table)]

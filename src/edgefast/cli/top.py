@@ -113,11 +113,12 @@ def _screen(picture: Picture, width: int, height: float) -> Any:
     """The picture for a terminal, fitted into it. Names are Text, never markup."""
     from rich.text import Text
 
-    from edgefast.cli._top import heading, lines, notes, tables
+    from edgefast.cli._top import commands, heading, lines, notes, tables
 
     remarks = notes(picture)
-    found = [Text(heading(picture), style="bold")]
-    room = height - 1 - len(remarks) - bool(remarks)
+    started = commands(picture)
+    found = [Text(heading(picture), style="bold"), *(Text(line, style="dim") for line in started)]
+    room = height - len(found) - len(remarks) - bool(remarks)
     for table in tables(picture):
         rows = lines(table, width)
         found += [Text(), Text(table.title, style="bold cyan")]

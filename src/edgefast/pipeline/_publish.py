@@ -202,10 +202,11 @@ class _Publisher:
 
 
 def _command() -> str:
-    words = list(getattr(sys, "orig_argv", sys.argv))
+    words = list(sys.argv)
     if words:
-        words[0] = os.path.basename(words[0])
-    return " ".join(words)[:_MAX_TEXT]
+        folder, file = os.path.split(words[0])
+        words[0] = os.path.basename(folder) if file == "__main__.py" else file  # python -m
+    return " ".join(words)
 
 
 def _plain(value: Any) -> Any:
