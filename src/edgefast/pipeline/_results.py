@@ -47,13 +47,18 @@ class Feed:
 
     def _run(self, iterator: Iterator[Any], reader: Reader) -> None:
         core = self.core
-        put = core.stages[0].queue.put if core.max_bytes is None and core.pool is None else core.put
+        queue = core.stages[0].queue
+        put, full = queue.put, queue.full
+        plain = core.max_bytes is None and core.pool is None
         try:
             for item in iterator:
                 self.putting = True  # before the look at `stopped`: stop() looks at them in the opposite order
                 if self.stopped:
                     break
-                put(item)
+                if plain and not full():
+                    put(item)
+                else:
+                    core.put(item)
                 self.putting = False
                 if self.stopped:
                     break
