@@ -94,8 +94,7 @@ def run(
     Raises:
         InputError: more devices than rows, more components than features, or scikit-learn is missing.
         ImportError: the backend asked for is unknown or not available; `processes` without Linux or the native backend.
-        OSError: `processes` and no room in shared memory.
-        RuntimeError: `processes` and no device could be started.
+        OSError: `processes` and no room in shared memory, or no device could be started.
 
     References:
         H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS

@@ -175,7 +175,10 @@ class _Publisher:
             source = reference()
             if source is None:
                 continue
-            statistics = source.statistics()
+            try:
+                statistics = source.statistics()
+            except Exception:  # closed by another thread at this moment
+                continue
             if isinstance(statistics, PipelineStatistics):
                 stages = []
                 for stage in statistics.stages:

@@ -513,7 +513,9 @@ class Core:
         self.source_blocked = 0.0
         self._source_since = 0.0
         self._observed = 0.0
-        self._output_sample = StageSample(OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0)
+        self._output_sample = StageSample(
+            OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0
+        )
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
         self.on_started: list[Callable[[], object]] = []
@@ -533,7 +535,8 @@ class Core:
         self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._control: threading.Thread | None = None
         self.stages = [
-            StageRuntime(self, i, spec, _backend_of(spec, backend), controller is not None) for i, spec in enumerate(stages)
+            StageRuntime(self, i, spec, _backend_of(spec, backend), controller is not None)
+            for i, spec in enumerate(stages)
         ]
         for one, following in zip(self.stages, self.stages[1:], strict=False):
             one.next = following
