@@ -198,10 +198,15 @@ public:
         }
         return true;
     }
+    void forget() {
+        if (fd_ >= 0) ::close(fd_);
+        fd_ = -1;
+        me_ = kNobody;
+    }
     // Before: nothing of this participant's is in the ring.
     void leave() {
-        if (me_ != kNobody) {
-            SharedEntry& e = entry(me_);
+        if (joined()) {
+            SharedEntry& e = entry(me());
             e.waiting_put.store(0, std::memory_order_relaxed);
             e.waiting_get.store(0, std::memory_order_relaxed);
             e.state.fetch_and(~uint64_t{1}, std::memory_order_release);
@@ -224,8 +229,8 @@ public:
 
     const SharedConfig& config() const { return config_; }
     const SharedLayout& layout() const { return layout_; }
-    bool joined() const { return me_ != kNobody; }
-    uint64_t me() const { return me_; }
+    bool joined() const { return me() != kNobody; }
+    uint64_t me() const { return me_.load(std::memory_order_relaxed); }
     Control& control() const { return *at<Control>(layout_.control); }
     SharedEntry& entry(uint64_t i) const { return at<SharedEntry>(layout_.entries)[i]; }
     char* payload(uint64_t slot) const { return memory_ + layout_.payload + slot * layout_.stride; }
@@ -247,7 +252,7 @@ public:
     }
 
     bool in_use(uint64_t i) const { return entry(i).state.load(std::memory_order_acquire) & 1; }
-    bool alive(uint64_t i) const { return i == me_ || locked(i, 1); }
+    bool alive(uint64_t i) const { return i == me() || locked(i, 1); }
     // True when the owner of entry i is dead, and nobody else finds that out until let_go(i).
     bool seize(uint64_t i) const {
         if (!lock(i, F_WRLCK)) return false;
@@ -491,7 +496,7 @@ private:
     }
 
     int fd_ = -1;
-    uint64_t me_ = kNobody;
+    std::atomic<uint64_t> me_{kNobody};  // threads that sleep while the handle is closed read it
     char* memory_ = nullptr;
     SharedConfig config_{};
     SharedLayout layout_{};
