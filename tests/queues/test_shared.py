@@ -721,7 +721,8 @@ def test_recover_finds_nothing_among_the_living(shared: Make) -> None:
         ({"maxsize": 1, "itemsize": 8, "serializer": "pickle", "mode": 0o660}, ValueError, "can run code"),
         ({"maxsize": 1, "itemsize": 8, "max_participants": 0}, ValueError, "max_participants"),
         ({"maxsize": 1, "itemsize": 8, "on_consumer_death": "panic"}, ValueError, "on_consumer_death"),
-        ({"maxsize": 2**20, "itemsize": 2**30}, OSError, "edgefast-"),
+        ({"maxsize": 2**20, "itemsize": 2**30}, ValueError, "size in bytes"),
+        ({"maxsize": 2**14, "itemsize": 2**30}, OSError, "edgefast-"),
     ],
     ids=lambda value: str(value)[:60],
 )
