@@ -81,8 +81,10 @@ def attempt(name: str) -> None:
         ]
         for call in calls:
             # What a pickle of garbage raises is the unpickler's choice; our own user wrote it.
-            with contextlib.suppress(Exception) if q.serializer == "pickle" else contextlib.suppress(
-                CorruptedError, Empty, edgefast.queues.Full, ShutDown, TypeError
+            with (
+                contextlib.suppress(Exception)
+                if q.serializer == "pickle"
+                else contextlib.suppress(CorruptedError, Empty, edgefast.queues.Full, ShutDown, TypeError)
             ):
                 call()
 
@@ -99,9 +101,7 @@ def test_flipped_header_bytes(shared: Make, planted: Callable[[bytes], str], opt
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", OPTIONS[:1] + OPTIONS[2:], ids=str)
-def test_overwritten_state(
-    shared: Make, planted: Callable[[bytes], str], options: dict[str, Any], seed: int
-) -> None:
+def test_overwritten_state(shared: Make, planted: Callable[[bytes], str], options: dict[str, Any], seed: int) -> None:
     """Behind a valid header: words of the ring, the states, the lengths, with what hurts most."""
     good = path_of(filled(shared, options).name).read_bytes()
     rng = random.Random(seed)
@@ -260,27 +260,3 @@ def test_no_room_in_shared_memory_is_an_error_at_once(shared: Make) -> None:
     with pytest.raises(OSError) as caught:
         shared(1000, itemsize=min(2**32 - 1, whole.f_blocks * whole.f_frsize // 1000 + 4096))
     assert not isinstance(caught.value, (FileExistsError, FileNotFoundError))
-
-
-def test_numba_and_numpy_processes_and_other_systems_say_why() -> None:
-    code = """
-import sys
-from edgefast.queues import SharedQueue, cleanup, list_shared
-for call in (lambda: SharedQueue.create(1, itemsize=1), lambda: SharedQueue.attach("x"), SharedQueue, cleanup, list_shared):
-    try:
-        call()
-    except ImportError as error:
-        print(error)
-"""
-    env = {**os.environ, "EDGEFAST_BACKEND": "numpy"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("needs the native backend: this process runs with EDGEFAST_BACKEND=numpy") == 5
-    env.pop("EDGEFAST_BACKEND")
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("import sys", "import sys; sys.platform = 'darwin'")],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.count("SharedQueue needs Linux") == 5

@@ -25,7 +25,7 @@ from edgefast.queues._shared_loops import SharedAsyncMethods
 from edgefast.queues._types import QueueStatistics
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SharedBase", "path_of"]
 
@@ -352,7 +352,7 @@ class SharedBase(SharedAsyncMethods):
 
     @property
     def serializer(self) -> str:
-        """"bytes", "pickle", or "records" for a queue with a dtype."""
+        """ "bytes", "pickle", or "records" for a queue with a dtype."""
         return self._kind
 
     @property
