@@ -20,8 +20,8 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_other_backends(backend: str) -> None:
+@pytest.mark.parametrize("choice", ["numpy", "numba"])
+def test_other_backends(choice: str) -> None:
     code = """
 from edgefast.queues import CorruptedError, RecoveryReport, SharedQueue, cleanup
 for call in (lambda: SharedQueue.create(1, itemsize=1), lambda: SharedQueue.attach("x"), cleanup):
@@ -30,9 +30,9 @@ for call in (lambda: SharedQueue.create(1, itemsize=1), lambda: SharedQueue.atta
     except ImportError as error:
         print(error)
 """
-    if backend == "numba":
+    if choice == "numba":
         pytest.importorskip("numba")
-    env = {**os.environ, "EDGEFAST_BACKEND": backend}
+    env = {**os.environ, "EDGEFAST_BACKEND": choice}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert done.stdout.count("SharedQueue needs the native backend: ") == 3
