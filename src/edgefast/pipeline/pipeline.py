@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import os
 import sys
@@ -272,12 +273,11 @@ class Pipeline:
         reader = core.open_reader()
         core.mapping = True
         feed = Feed(core)
-        session = Session(self, core, reader, feed)
-        if asynchronous:
-            feed.start_task(iterator, reader)
-        else:
-            feed.start(iterator, reader)
-        return AsyncResults(session)
+        begin = functools.partial(feed.start_task if asynchronous else feed.start, iterator, reader)
+        if core._abandoned is not None:
+            return AsyncResults(Session(self, core, reader, feed, begin))
+        begin()
+        return AsyncResults(Session(self, core, reader, feed))
 
     def results(self) -> Results:
         """Iterator over the outputs of what is submitted, from now on until shutdown(). Outputs that nobody reads are
