@@ -109,7 +109,8 @@ class Worker:
             try:
                 on_error(item, error)
             except Exception as its_own:
-                raise Stop(its_own, item) from error
+                its_own.__cause__ = its_own.__cause__ or error
+                raise Stop(its_own, item) from None
 
     def refused(self, output: Any, error: Exception) -> None:
         """An output cannot be queued, having no size or too much of it."""

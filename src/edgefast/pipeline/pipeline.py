@@ -174,7 +174,7 @@ class Pipeline:
             RuntimeError: a map() is open.
             TypeError, ValueError: the item has no size, or is over a byte limit.
         """
-        core = self._ready()
+        core = self._ready(submitting=True)
         try:
             core.put(item, True, timeout)
         except ShutDown:
@@ -187,8 +187,8 @@ class Pipeline:
         Raises:
             As submit(), but for Full.
         """
-        core = self._ready()
         batch = batch_of(items)
+        core = self._ready(submitting=True)
         if core.max_bytes is None:
             try:
                 accepted = core.stages[0].queue.put_many(batch, True, timeout)
@@ -213,7 +213,7 @@ class Pipeline:
         Raises:
             As submit(); Full with the policy "error" only.
         """
-        core = self._ready(settle=False)
+        core = self._ready(settle=False, submitting=True)
         if core._abandoned is not None:
             await core.await_(core.quiet)
         try:
@@ -222,12 +222,12 @@ class Pipeline:
             core.check()
             raise
 
-    def _ready(self, settle: bool = True) -> Core:
+    def _ready(self, settle: bool = True, submitting: bool = False) -> Core:
         core = self._core
         if core.error is not None or core.state != "running":
             core.check()
             core.start()
-        if core.mapping:
+        if submitting and core.mapping:
             raise RuntimeError("a map() of this pipeline is open; close it before submitting")
         if settle and core._abandoned is not None:
             core.wait(core.quiet)
