@@ -110,7 +110,8 @@ class Worker:
             try:
                 on_error(item, error)
             except Exception as its_own:
-                raise Stop(its_own, item) from error
+                its_own.__cause__ = its_own.__cause__ or error
+                raise Stop(its_own, item) from None
 
     def refused(self, output: Any, error: Exception) -> None:
         """An output cannot be queued, having no size or too much of it."""
@@ -164,6 +165,8 @@ class Edge:
             max_bytes=max_bytes, sizer=sizer, policy=policy, max_age=max_age, name=name, **self._marks()
         )
         self.chunk = 1
+        self.single = False
+        self.budget = _CHUNK_SECONDS
         self.pace = 0.0  # seconds an item takes: rises at once, falls slowly
         self.low_seen: float = math.inf  # fewest items left behind by who took some, in this period
         self.item_bytes = 0.0
@@ -197,14 +200,14 @@ class Edge:
             self.queue.set_watermarks(marks["high_watermark"], marks["low_watermark"])
 
     def _most(self) -> int:
-        return max(1, min(_CHUNK, self.limit // 4))
+        return 1 if self.single else max(1, min(_CHUNK, self.limit // 4))
 
     def measured(self, seconds: float, items: int) -> None:
         """So many items took so long: how many to take at once from now on."""
         each = seconds / items
         pace = self.pace
         self.pace = pace = each if each > pace else pace + 0.25 * (each - pace)
-        n = _CHUNK_SECONDS / pace if pace > 0 else _CHUNK
+        n = self.budget / pace if pace > 0 else _CHUNK
         self.chunk = 1 if n < 2 else min(int(n), self._most())
 
     def observe(self, counters: tuple[Any, ...], now: float) -> tuple[float | None, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import os
 import sys
@@ -179,7 +180,7 @@ class Pipeline:
             RuntimeError: a map() is open.
             TypeError, ValueError: the item has no size, or is over a byte limit.
         """
-        core = self._ready()
+        core = self._ready(submitting=True)
         try:
             core.put(item, True, timeout)
         except ShutDown:
@@ -192,8 +193,8 @@ class Pipeline:
         Raises:
             As submit(), but for Full.
         """
-        core = self._ready()
         batch = batch_of(items)
+        core = self._ready(submitting=True)
         if core.max_bytes is None:
             try:
                 accepted = core.stages[0].queue.put_many(batch, True, timeout)
@@ -218,7 +219,7 @@ class Pipeline:
         Raises:
             As submit(); Full with the policy "error" only.
         """
-        core = self._ready(settle=False)
+        core = self._ready(settle=False, submitting=True)
         if core._abandoned is not None:
             await core.await_(core.quiet)
         try:
@@ -227,12 +228,12 @@ class Pipeline:
             core.check()
             raise
 
-    def _ready(self, settle: bool = True) -> Core:
+    def _ready(self, settle: bool = True, submitting: bool = False) -> Core:
         core = self._core
         if core.error is not None or core.state != "running":
             core.check()
             core.start()
-        if core.mapping:
+        if submitting and core.mapping:
             raise RuntimeError("a map() of this pipeline is open; close it before submitting")
         if settle and core._abandoned is not None:
             core.wait(core.quiet)
@@ -278,12 +279,11 @@ class Pipeline:
         reader = core.open_reader()
         core.mapping = True
         feed = Feed(core)
-        session = Session(self, core, reader, feed)
-        if asynchronous:
-            feed.start_task(iterator, reader)
-        else:
-            feed.start(iterator, reader)
-        return AsyncResults(session)
+        begin = functools.partial(feed.start_task if asynchronous else feed.start, iterator, reader)
+        if core._abandoned is not None:
+            return AsyncResults(Session(self, core, reader, feed, begin))
+        begin()
+        return AsyncResults(Session(self, core, reader, feed))
 
     def results(self) -> Results:
         """Iterator over the outputs of what is submitted, from now on until shutdown(). Outputs that nobody reads are
