@@ -133,7 +133,12 @@ def test_coroutines_and_asynchronous_generators_run_as_tasks(queues: str) -> Non
 
 
 def test_stages_of_different_kinds_mix() -> None:
-    stages = [Stage(f.double, backend="process"), f.adouble, Stage(f.minus, backend="thread"), Stage(f.square, backend="asyncio")]
+    stages = [
+        Stage(f.double, backend="process"),
+        f.adouble,
+        Stage(f.minus, backend="thread"),
+        Stage(f.square, backend="asyncio"),
+    ]
     with Pipeline(stages) as p:
         assert list(p.map(range(20))) == [16 * x * x for x in range(20)]
         assert [s.backend for s in p.statistics().stages] == ["process", "asyncio", "thread", "asyncio"]
@@ -290,7 +295,10 @@ def test_a_dead_letter_function_that_fails_stops_the_pipeline() -> None:
     def complain(item: int, error: Exception) -> None:
         raise KeyError("no post")
 
-    with pytest.raises(PipelineError, match="no post") as caught, Pipeline([Stage(f.fail_on_7, on_error=complain)]) as p:
+    with (
+        pytest.raises(PipelineError, match="no post") as caught,
+        Pipeline([Stage(f.fail_on_7, on_error=complain)]) as p,
+    ):
         list(p.map(range(10)))
     assert isinstance(caught.value.__cause__, KeyError)
     assert isinstance(caught.value.__cause__.__cause__, ValueError)
@@ -385,7 +393,10 @@ def test_an_error_stops_a_source_that_waits() -> None:
         assert go.wait(WAIT)
         raise ValueError("late")
 
-    with pytest.raises(PipelineError, match="late"), Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p:
+    with (
+        pytest.raises(PipelineError, match="late"),
+        Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p,
+    ):
         accepted = 0
         with pytest.raises(Full):
             for x in itertools.count():
@@ -559,7 +570,10 @@ def test_immediate_shutdown_drops_what_is_queued(queues: str) -> None:
 
 def test_an_exception_in_the_with_block_ends_at_once() -> None:
     done = []
-    with pytest.raises(KeyError), Pipeline([Stage(lambda x: f.uneven(0) or done.append(x), name="slow", maxsize=1000)], adapt="none") as p:
+    with (
+        pytest.raises(KeyError),
+        Pipeline([Stage(lambda x: f.uneven(0) or done.append(x), name="slow", maxsize=1000)], adapt="none") as p,
+    ):
         p.submit_many(list(range(1000)))
         raise KeyError
     assert len(done) < 1000
@@ -709,7 +723,9 @@ def test_the_byte_budget_stops_the_source(queues: str) -> None:
         assert go.wait(WAIT)
         return x
 
-    with Pipeline([Stage(bytes, name="copy", maxsize=100), Stage(wait, maxsize=100)], max_bytes=1000, adapt="none") as p:
+    with Pipeline(
+        [Stage(bytes, name="copy", maxsize=100), Stage(wait, maxsize=100)], max_bytes=1000, adapt="none"
+    ) as p:
         accepted = 0
         with pytest.raises(Full):
             while True:
@@ -741,7 +757,10 @@ def test_an_output_that_cannot_be_queued_is_an_error_of_its_stage() -> None:
         assert list(p.map([1, 500, 2, 100])) == [1, 2, 100]
     assert p.statistics().stages[0].failed == 1
     assert all(map(held, p.statistics().stages))
-    with pytest.raises(PipelineError, match="max_bytes"), Pipeline([lambda n: "x" * n, Stage(len, max_bytes=100, sizer=len)]) as p:
+    with (
+        pytest.raises(PipelineError, match="max_bytes"),
+        Pipeline([lambda n: "x" * n, Stage(len, max_bytes=100, sizer=len)]) as p,
+    ):
         list(p.map([1, 500, 2]))
 
 
@@ -903,7 +922,12 @@ def test_max_weight_serves_a_stage_by_no_more_than_its_workers() -> None:
 
 
 def test_max_weight_with_one_thread_and_short_queues_does_not_deadlock() -> None:
-    stages = [Stage(f.repeat, maxsize=1), Stage(f.double, maxsize=1), Stage(f.repeat, name="again", maxsize=2), Stage(f.minus, maxsize=1)]
+    stages = [
+        Stage(f.repeat, maxsize=1),
+        Stage(f.double, maxsize=1),
+        Stage(f.repeat, name="again", maxsize=2),
+        Stage(f.minus, maxsize=1),
+    ]
     with Pipeline(stages, scheduler="max_weight", pool=1, adapt="none") as p:
         expected = [-2 * x for x in range(100) for _ in range(x % 3) for _ in range(2 * x % 3)]
         assert list(p.map(range(100))) == expected
@@ -943,7 +967,9 @@ def stage_lists(draw: st.DrawFn) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("adapt", ["none", "debloat"])
 @settings(max_examples=60)
-@given(stages=stage_lists(), items=st.lists(st.integers(0, 20), max_size=40), kind=st.sampled_from(["thread", "asyncio"]))
+@given(
+    stages=stage_lists(), items=st.lists(st.integers(0, 20), max_size=40), kind=st.sampled_from(["thread", "asyncio"])
+)
 def test_any_pipeline_is_the_composition_of_its_functions(
     adapt: Any, stages: list[tuple[str, dict[str, Any]]], items: list[int], kind: Any
 ) -> None:
