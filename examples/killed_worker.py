@@ -2,8 +2,8 @@
 
     python examples/killed_worker.py
 
-Each worker takes a reading in a `view()` block and answers before it leaves the block. The reading that the killed worker
-was working on goes to the other one.
+Each worker takes a reading in a `view()` block and answers before it leaves the block. The reading that the killed one
+was working on goes to the other.
 """
 
 import signal
