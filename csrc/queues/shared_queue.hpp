@@ -62,7 +62,7 @@ public:
     SharedQueue(const SharedQueue&) = delete;
     SharedQueue& operator=(const SharedQueue&) = delete;
 
-    // Once, before anything else. False: why.
+    // Before anything else; once, unless it fails. False: why.
     bool create(const char* path, const SharedConfig& config, mode_t mode, SharedFailure* failure) {
         *failure = {};
         if (!segment_.create(path, config, mode, failure)) return false;
@@ -73,7 +73,9 @@ public:
         *failure = {};
         if (!segment_.attach(path, flags, failure)) return false;
         begin();
-        return join(failure);
+        if (join(failure)) return true;
+        segment_.drop();
+        return false;
     }
     // Looks without taking part. *in_use: whether some process is a participant of the queue.
     static bool inspect(const char* path, unsigned flags, SharedConfig* config, bool* in_use, SharedFailure* failure) {
