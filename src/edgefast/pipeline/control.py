@@ -140,7 +140,7 @@ class Controller:
       quarter, at most by half, again after interval / sqrt(k) while it stands;
     - never exceeds `rate * target_delay`, what the stage takes out of it in that time (as Flink's buffer debloating),
       nor the stage's maximum, nor its max-min fair share of `max_bytes`;
-    - otherwise changes only when the change is larger than `dead_band`.
+    - otherwise stays: growth is at least `dead_band`, and a rate that fell by less than that changes nothing.
 
     A shrink that growth undoes doubles the interval of that queue, so that a steady load ends in steady limits.
 
@@ -356,10 +356,11 @@ class Controller:
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
             used = np.maximum(limit - np.nan_to_num(self._rate) * standing, 1)
-            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.ceil(1.25 * used)), wanted)
+            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.floor(1.25 * used + 0.5)), wanted)
             shrunk &= wanted < limit
+        outside = (limit < least) | (limit > most)
         # More than the target delay's worth, beyond what the noise of a rate explains.
-        late = ~grown & ~shrunk & (limit > (1 + self.dead_band) * ceiling)
+        late = ~grown & ~shrunk & ~outside & (limit > (1 + self.dead_band) * ceiling)
         wanted = np.where(late, ceiling, wanted)
         wanted = np.clip(wanted, least, most)
         over = np.zeros(len(limit), bool)
@@ -374,10 +375,8 @@ class Controller:
                 over = allowed < wanted
                 wanted = np.minimum(wanted, allowed)
         new = wanted.astype(np.int64)
-        outside = (limit < least) | (limit > most)
-        far = np.abs(new - limit) > self.dead_band * limit
-        # What the byte budget takes away is taken at once, however little; what growth would add must be worth it.
-        change = (new != limit) & (far | outside | grown | shrunk | (over & (new < limit)))
+        # What the byte budget takes away is taken at once, however little.
+        change = (new != limit) & (outside | grown | shrunk | late | (over & (new < limit)))
         new = np.where(change, new, limit)
         low = _low_watermarks(new, self._rate, self.switch_time)
         regate = change | (self._low < 0) | (np.abs(low - self._low) > self.dead_band * new)
