@@ -52,8 +52,9 @@ class TestGrowth:
         assert decision[1:5] == ("b", "limit", 8, 14)  # sqrt(6 % / 2 %)
         assert decision.reason == "waited for input 6% of the time although its producer waited for room 10%"
 
-    def test_at_most_threefold(self) -> None:
-        assert [d.new for d in two(Controller(), 0.9, 0.9)] == [24]
+    def test_at_most_twofold_but_for_the_shortest(self) -> None:
+        assert [d.new for d in two(Controller(), 0.9, 0.9)] == [16]
+        assert [d.new for d in two(Controller(), 0.9, 0.9, limit=2)] == [6]
 
     def test_at_least_the_dead_band(self) -> None:
         assert [d.new for d in two(Controller(), 0.03, 0.03)] == [10]
@@ -73,7 +74,7 @@ class TestGrowth:
         controller = Controller()
         controller.step(0.0, [sample()])
         after = [sample(served=100, starved=0.3)]
-        assert [d.new for d in controller.step(1.0, after, source_blocked=0.5) if d.what == "limit"] == [24]
+        assert [d.new for d in controller.step(1.0, after, source_blocked=0.5) if d.what == "limit"] == [16]
 
     def test_up_to_what_leaves_in_the_target_delay(self) -> None:
         # 50 items in 0.5 s at work: 100 a second, 20 in 0.2 s.
