@@ -25,9 +25,7 @@ def fixed(size: int, meter: Meter) -> int:
     """Our runtime with bounded queues of one size, as a person would choose it. No gate: a queue with room takes an
     item, which is the fastest that a size can be."""
     workers = meter.workload.workers
-    stages = [
-        Stage(f, workers=workers, maxsize=size, low_watermark=size - 1, ordered=False) for f in meter.stages
-    ]
+    stages = [Stage(f, workers=workers, maxsize=size, low_watermark=size - 1, ordered=False) for f in meter.stages]
     with Pipeline(stages, adapt="none") as pipeline:
         return _drain(pipeline.map(meter.source()))
 
