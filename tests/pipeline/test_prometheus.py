@@ -164,7 +164,7 @@ def test_decisions_are_counted_once() -> None:
         assert value(text, "edgefast_pipeline_decisions_total", **who, direction="down") == 1
     for rows, up in [
         (((2.0, 8, 5), (2.0, 5, 9)), 3),  # the oldest are forgotten, and the step of 2.0 went on
-        (((2.0, 5, 9), (3.0, 5, 6), (4.0, 1, 2)), 5),
+        (((2.0, 8, 5), (2.0, 5, 9), (3.0, 5, 6), (4.0, 1, 2)), 5),
         (((4.0, 1, 2),), 5),
         (((5.0, 1, 2), (5.0, 1, 2)), 7),
     ]:
