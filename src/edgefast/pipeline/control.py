@@ -18,8 +18,8 @@ __all__ = ["Controller", "WorkerController", "fair_shares", "low_watermark"]
 
 Array = np.ndarray[Any, Any]
 
-# A queue grows by at most this factor a step, and never by less than the dead band.
-_FASTEST_GROWTH = 3.0
+# A queue grows by at most this factor a step, the first while it is shorter than _FEWEST_ITEMS.
+_FASTEST_START, _FASTEST_GROWTH = 3.0, 2.0
 # So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
 _FEWEST_ITEMS = 8
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
@@ -132,7 +132,7 @@ class Controller:
     A queue is there to keep its consumer busy while its producer is late, and the other way round. It is too short when
     both wait for each other in turn, and too long when part of it is never used. So a limit
 
-    - grows, up to threefold a step, while a stage waited for input although its producer waited for room, each for more
+    - grows, up to doubling a step, while a stage waited for input although its producer waited for room, each for more
       than `tolerance` of the time, and neither the busiest stage nor the machine is working all the time already; of
       queues in a row the one that loses most goes first;
     - shrinks when every item of an interval waited longer than `standing_delay` (the standing queue of CoDel:
@@ -140,7 +140,7 @@ class Controller:
       quarter, at most by half, again after interval / sqrt(k) while it stands;
     - never exceeds `rate * target_delay`, what the stage takes out of it in that time (as Flink's buffer debloating),
       nor the stage's maximum, nor its max-min fair share of `max_bytes`;
-    - otherwise changes only when the change is larger than `dead_band`.
+    - otherwise stays: growth is at least `dead_band`, and a rate that fell by less than that changes nothing.
 
     A shrink that growth undoes doubles the interval of that queue, so that a steady load ends in steady limits.
 
@@ -249,7 +249,7 @@ class Controller:
         self._then = now
         columns = _columns(samples)
         self._measure(elapsed, columns, source_blocked)
-        grow = self._growth(cpu)
+        grow = self._growth(cpu, np.asarray(columns["limit"], np.int64))
         shrink = self._standing(now, columns)
         return self._decide(now, samples, columns, grow, shrink)
 
@@ -305,7 +305,7 @@ class Controller:
         # The wait for one item is chance.
         return self._loss > self.tolerance + 1 / np.maximum(self._served, 1.0)
 
-    def _growth(self, cpu: float) -> Array:
+    def _growth(self, cpu: float, limit: Array) -> Array:
         """The factor by which each queue should grow; 1 for none."""
         self._saturated = bool(self._work.share("busy").max() >= 1 - self.tolerance or cpu >= _CPU_BOUND)
         if self._saturated:
@@ -314,7 +314,8 @@ class Controller:
         # Queues in a row often lose for the same reason: room in one of them helps the others, so the worst goes first.
         worst = (lost > 0) & (lost >= np.append(0.0, lost[:-1])) & (lost > np.append(lost[1:], 0.0))
         # With random times loss falls as 1 / limit, with bursts faster: the root stays below what is needed.
-        factor = np.clip(np.sqrt(self._loss / self.tolerance), 1 + self.dead_band, _FASTEST_GROWTH)
+        most = np.where(limit < _FEWEST_ITEMS, _FASTEST_START, _FASTEST_GROWTH)
+        factor = np.clip(np.sqrt(self._loss / self.tolerance), 1 + self.dead_band, most)
         return np.where(worst, factor, 1.0)
 
     def _standing(self, now: float, columns: dict[str, tuple[Any, ...]]) -> Array:
@@ -356,10 +357,11 @@ class Controller:
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
             used = np.maximum(limit - np.nan_to_num(self._rate) * standing, 1)
-            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.ceil(1.25 * used)), wanted)
+            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.floor(1.25 * used + 0.5)), wanted)
             shrunk &= wanted < limit
+        outside = (limit < least) | (limit > most)
         # More than the target delay's worth, beyond what the noise of a rate explains.
-        late = ~grown & ~shrunk & (limit > (1 + self.dead_band) * ceiling)
+        late = ~grown & ~shrunk & ~outside & (limit > (1 + self.dead_band) * ceiling)
         wanted = np.where(late, ceiling, wanted)
         wanted = np.clip(wanted, least, most)
         over = np.zeros(len(limit), bool)
@@ -374,10 +376,8 @@ class Controller:
                 over = allowed < wanted
                 wanted = np.minimum(wanted, allowed)
         new = wanted.astype(np.int64)
-        outside = (limit < least) | (limit > most)
-        far = np.abs(new - limit) > self.dead_band * limit
-        # What the byte budget takes away is taken at once, however little; what growth would add must be worth it.
-        change = (new != limit) & (far | outside | grown | shrunk | (over & (new < limit)))
+        # What the byte budget takes away is taken at once, however little.
+        change = (new != limit) & (outside | grown | shrunk | late | (over & (new < limit)))
         new = np.where(change, new, limit)
         low = _low_watermarks(new, self._rate, self.switch_time)
         regate = change | (self._low < 0) | (np.abs(low - self._low) > self.dead_band * new)
