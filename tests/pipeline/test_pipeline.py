@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
+import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefast.pipeline import Pipeline, PipelineError, Stage, size_of
+from edgefast.pipeline import Decision, Pipeline, PipelineError, Stage, size_of
 from edgefast.queues import Full, ShutDown
 
 WAIT = 30.0  # seconds after which a test gives up: far more than it needs
@@ -27,6 +29,22 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.002)
+
+
+def read(outputs: Iterable[Any], into: list[Any]) -> None:
+    """All outputs, those before an error too."""
+    for output in outputs:
+        into.append(output)
+
+
+def submit_until_full(p: Pipeline, items: Iterable[Any], timeout: float | None) -> int:
+    """How many get in before one does not."""
+    for n, item in enumerate(items):
+        try:
+            p.submit(item, timeout=timeout)
+        except Full:
+            return n
+    pytest.fail("all of them got in")
 
 
 def held(stage: Any) -> bool:
@@ -119,8 +137,6 @@ def test_coroutines_and_asynchronous_generators_run_as_tasks(queues: str) -> Non
         nonlocal running, most
         running += 1
         most = max(most, running)
-        import asyncio
-
         await asyncio.sleep(0.01)
         running -= 1
         return x
@@ -133,7 +149,12 @@ def test_coroutines_and_asynchronous_generators_run_as_tasks(queues: str) -> Non
 
 
 def test_stages_of_different_kinds_mix() -> None:
-    stages = [Stage(f.double, backend="process"), f.adouble, Stage(f.minus, backend="thread"), Stage(f.square, backend="asyncio")]
+    stages = [
+        Stage(f.double, backend="process"),
+        f.adouble,
+        Stage(f.minus, backend="thread"),
+        Stage(f.square, backend="asyncio"),
+    ]
     with Pipeline(stages) as p:
         assert list(p.map(range(20))) == [16 * x * x for x in range(20)]
         assert [s.backend for s in p.statistics().stages] == ["process", "asyncio", "thread", "asyncio"]
@@ -220,9 +241,9 @@ def test_a_batch_may_return_an_array() -> None:
     ],
 )
 def test_a_batch_function_returns_one_output_an_item(result: Any, error: type, message: str) -> None:
-    with pytest.raises(PipelineError, match="stage 'wrong' failed") as caught:
-        with Pipeline([Stage(lambda batch: result, name="wrong", batch=3, linger=WAIT, maxsize=3)]) as p:
-            list(p.map(range(3)))
+    stage = Stage(lambda batch: result, name="wrong", batch=3, linger=WAIT, maxsize=3)
+    with pytest.raises(PipelineError, match="stage 'wrong' failed") as caught, Pipeline([stage]) as p:
+        list(p.map(range(3)))
     assert type(caught.value.__cause__) is error
     assert message in str(caught.value.__cause__)
     assert caught.value.item == [0, 1, 2]
@@ -232,10 +253,9 @@ def test_a_batch_function_returns_one_output_an_item(result: Any, error: type, m
 
 
 def test_an_error_stops_the_pipeline_behind_what_came_before(how: dict[str, Any], queues: str) -> None:
-    got = []
+    got: list[int] = []
     with pytest.raises(PipelineError) as caught, Pipeline([Stage(f.fail_on_7, workers=2), f.minus], **how) as p:
-        for output in p.map(range(1000)):
-            got.append(output)
+        read(p.map(range(1000)), got)
     assert got == [-x for x in range(7)]
     assert str(caught.value) == "stage 'fail_on_7' failed on 7: ValueError: seven"
     assert (caught.value.stage, caught.value.item) == ("fail_on_7", 7)
@@ -266,9 +286,8 @@ def test_an_error_nobody_asked_for_shows_at_the_end_of_the_with_block() -> None:
 
 
 def test_an_error_that_was_shown_is_not_shown_twice() -> None:
-    with Pipeline([f.fail_on_7]) as p:
-        with pytest.raises(PipelineError):
-            list(p.map([7]))
+    with Pipeline([f.fail_on_7]) as p, pytest.raises(PipelineError):
+        list(p.map([7]))
 
 
 def test_skip(how: dict[str, Any], queues: str) -> None:
@@ -290,7 +309,10 @@ def test_a_dead_letter_function_that_fails_stops_the_pipeline() -> None:
     def complain(item: int, error: Exception) -> None:
         raise KeyError("no post")
 
-    with pytest.raises(PipelineError, match="no post") as caught, Pipeline([Stage(f.fail_on_7, on_error=complain)]) as p:
+    with (
+        pytest.raises(PipelineError, match="no post") as caught,
+        Pipeline([Stage(f.fail_on_7, on_error=complain)]) as p,
+    ):
         list(p.map(range(10)))
     assert isinstance(caught.value.__cause__, KeyError)
     assert isinstance(caught.value.__cause__.__cause__, ValueError)
@@ -369,10 +391,9 @@ def test_an_error_of_the_input_comes_after_the_outputs_before_it() -> None:
         raise KeyError("broken")
 
     with Pipeline([f.double]) as p:
-        got = []
+        got: list[int] = []
         with pytest.raises(KeyError, match="broken"):
-            for output in p.map(source()):
-                got.append(output)
+            read(p.map(source()), got)
         assert got == [0, 2, 4, 6, 8]
         assert list(p.map(range(2))) == [0, 2]  # and nothing is wrong with the pipeline
 
@@ -385,15 +406,13 @@ def test_an_error_stops_a_source_that_waits() -> None:
         assert go.wait(WAIT)
         raise ValueError("late")
 
-    with pytest.raises(PipelineError, match="late"), Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p:
-        accepted = 0
-        with pytest.raises(Full):
-            for x in itertools.count():
-                p.submit(x, timeout=0.05)
-                accepted = x + 1
-        threading.Timer(0.05, go.set).start()
-        p.submit(accepted, timeout=WAIT)  # refused with the error, or the last one to get in
-        p.join()
+    with Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p:
+        try:
+            submit_until_full(p, itertools.count(), timeout=0.05)
+        finally:
+            threading.Timer(0.05, go.set).start()
+        with pytest.raises(PipelineError, match="late"):
+            submit_until_full(p, itertools.count(), timeout=WAIT)
 
 
 # ---- map() reads no more than it has to ------------------------------------------------------------------------------
@@ -558,11 +577,15 @@ def test_immediate_shutdown_drops_what_is_queued(queues: str) -> None:
 
 
 def test_an_exception_in_the_with_block_ends_at_once() -> None:
-    done = []
-    with pytest.raises(KeyError), Pipeline([Stage(lambda x: f.uneven(0) or done.append(x), name="slow", maxsize=1000)], adapt="none") as p:
-        p.submit_many(list(range(1000)))
+    stage = Stage(lambda x: f.uneven(0), name="slow", maxsize=1000)
+
+    def leave(p: Pipeline) -> None:
+        p.submit_many(range(1000))
         raise KeyError
-    assert len(done) < 1000
+
+    with pytest.raises(KeyError), Pipeline([stage], adapt="none") as p:
+        leave(p)
+    assert p.statistics().stages[0].completed < 1000
     assert p.statistics().state == "closed"
 
 
@@ -606,11 +629,7 @@ def test_backpressure_reaches_the_source(how: dict[str, Any], queues: str) -> No
         how = {**how, "pool": 3}
     with Pipeline(stages, adapt="none", **how) as p:
         try:
-            accepted = 0
-            with pytest.raises(Full):
-                for x in itertools.count():
-                    p.submit(x, timeout=0.1)
-                    accepted += 1
+            accepted = submit_until_full(p, itertools.count(), timeout=0.1)
             statistics = p.statistics()
             assert not any(stage.writable for stage in statistics.stages)
             # Closed at 4 and not yet down to 2.
@@ -675,9 +694,7 @@ def test_drop_policies_and_their_accounts(queues: str, policy: Any, kept: list[i
 def test_policy_error_is_for_the_source() -> None:
     go = threading.Event()
     with Pipeline([Stage(lambda x: go.wait(WAIT), name="wait", maxsize=2, policy="error")], adapt="none") as p:
-        with pytest.raises(Full):
-            for x in range(20):
-                p.submit(x)
+        assert submit_until_full(p, range(20), timeout=None) < 20
         go.set()
     with pytest.raises(ValueError, match="first stage only"):
         Pipeline([f.double, Stage(f.minus, policy="error")])
@@ -709,12 +726,10 @@ def test_the_byte_budget_stops_the_source(queues: str) -> None:
         assert go.wait(WAIT)
         return x
 
-    with Pipeline([Stage(bytes, name="copy", maxsize=100), Stage(wait, maxsize=100)], max_bytes=1000, adapt="none") as p:
-        accepted = 0
-        with pytest.raises(Full):
-            while True:
-                p.submit(b"x" * 100, timeout=0.1)
-                accepted += 1
+    with Pipeline(
+        [Stage(bytes, name="copy", maxsize=100), Stage(wait, maxsize=100)], max_bytes=1000, adapt="none"
+    ) as p:
+        accepted = submit_until_full(p, itertools.repeat(b"x" * 100), timeout=0.1)
         assert p.statistics().bytes <= 1000
         assert 10 <= accepted <= 12  # ten queued, two in hand
         with pytest.raises(ValueError, match="at most max_bytes"):
@@ -728,9 +743,7 @@ def test_bytes_of_a_stage() -> None:
     go = threading.Event()
     stage = Stage(lambda x: go.wait(WAIT), name="wait", max_bytes=10, sizer=len)
     with Pipeline([stage]) as p:
-        with pytest.raises(Full):
-            for _ in range(20):
-                p.submit("abcd", timeout=0.02)
+        assert submit_until_full(p, ["abcd"] * 20, timeout=0.02) < 20
         assert p.statistics().stages[0].bytes == 8
         go.set()
 
@@ -741,7 +754,10 @@ def test_an_output_that_cannot_be_queued_is_an_error_of_its_stage() -> None:
         assert list(p.map([1, 500, 2, 100])) == [1, 2, 100]
     assert p.statistics().stages[0].failed == 1
     assert all(map(held, p.statistics().stages))
-    with pytest.raises(PipelineError, match="max_bytes"), Pipeline([lambda n: "x" * n, Stage(len, max_bytes=100, sizer=len)]) as p:
+    with (
+        pytest.raises(PipelineError, match="max_bytes"),
+        Pipeline([lambda n: "x" * n, Stage(len, max_bytes=100, sizer=len)]) as p,
+    ):
         list(p.map([1, 500, 2]))
 
 
@@ -752,8 +768,6 @@ def test_size_of() -> None:
 
 
 def test_decisions_are_carried_out_and_remembered() -> None:
-    from edgefast.pipeline import Decision
-
     asked: list[list[str]] = []
 
     def step(now: float, samples: Any) -> list[Decision]:
@@ -903,7 +917,12 @@ def test_max_weight_serves_a_stage_by_no_more_than_its_workers() -> None:
 
 
 def test_max_weight_with_one_thread_and_short_queues_does_not_deadlock() -> None:
-    stages = [Stage(f.repeat, maxsize=1), Stage(f.double, maxsize=1), Stage(f.repeat, name="again", maxsize=2), Stage(f.minus, maxsize=1)]
+    stages = [
+        Stage(f.repeat, maxsize=1),
+        Stage(f.double, maxsize=1),
+        Stage(f.repeat, name="again", maxsize=2),
+        Stage(f.minus, maxsize=1),
+    ]
     with Pipeline(stages, scheduler="max_weight", pool=1, adapt="none") as p:
         expected = [-2 * x for x in range(100) for _ in range(x % 3) for _ in range(2 * x % 3)]
         assert list(p.map(range(100))) == expected
@@ -943,7 +962,9 @@ def stage_lists(draw: st.DrawFn) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("adapt", ["none", "debloat"])
 @settings(max_examples=60)
-@given(stages=stage_lists(), items=st.lists(st.integers(0, 20), max_size=40), kind=st.sampled_from(["thread", "asyncio"]))
+@given(
+    stages=stage_lists(), items=st.lists(st.integers(0, 20), max_size=40), kind=st.sampled_from(["thread", "asyncio"])
+)
 def test_any_pipeline_is_the_composition_of_its_functions(
     adapt: Any, stages: list[tuple[str, dict[str, Any]]], items: list[int], kind: Any
 ) -> None:
@@ -1021,7 +1042,5 @@ def test_bad_input_of_methods() -> None:
         with pytest.raises(TypeError, match="items: expected a sequence"):
             p.submit_many(x for x in range(3))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="cannot pickle Pipeline"):
-            import pickle
-
             pickle.dumps(p)
         assert repr(p).endswith(": double, idle>")

@@ -51,8 +51,8 @@ FLUSH_SECONDS, MOST_WAITING = 1e-3, 64
 _DECISIONS = 1024
 
 
-class Stop(Exception):
-    """An item failed for good, and the pipeline with it."""
+class Stop(BaseException):
+    """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
 
     def __init__(self, error: BaseException, item: Any) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class StageRuntime(Edge):
         #: Set when the stage is to end at once: waits between attempts end.
         self.stopping = threading.Event()
         self.started = 0
-        self._past = dict.fromkeys(_COUNTS, 0)
+        self._past: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._past_spent = [0.0, 0.0, 0.0, 0.0]
         #: With scheduler="max_weight": threads that serve it now, and when one began last.
         self.active = 0
@@ -441,6 +441,10 @@ class StageRuntime(Edge):
         )
 
 
+#: What a controller sees where nobody reads the outputs.
+NO_OUTPUT = StageSample(OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0)
+
+
 class Reader(Edge):
     """The queue of outputs in front of whoever reads them; several may follow each other."""
 
@@ -468,10 +472,20 @@ class Reader(Edge):
         sojourn, served = self.observe(counters, now)
         spent = list(self.spent)
         spent[self.state] += max(0.0, clock() - self.since)
-        return StageSample(
-            OUTPUT, counters[0], counters[17], counters[3], served, sojourn, *spent, 1, 1, 1, self.limit, self.min_limit,
-            self.max_limit, self.item_bytes,
-        )  # fmt: skip
+        return NO_OUTPUT._replace(
+            depth=counters[0],
+            bytes=counters[17],
+            arrived=counters[3],
+            served=served,
+            min_sojourn=sojourn,
+            busy=spent[BUSY],
+            blocked=spent[BLOCKED],
+            starved=spent[STARVED],
+            limit=self.limit,
+            min_limit=self.min_limit,
+            max_limit=self.max_limit,
+            item_bytes=self.item_bytes,
+        )
 
 
 class Core:
@@ -516,9 +530,7 @@ class Core:
         self.source_blocked = 0.0
         self._source_since = 0.0
         self._observed = 0.0
-        self._output_sample = StageSample(
-            OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0
-        )
+        self._output_sample = NO_OUTPUT
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
         self.on_started: list[Callable[[], object]] = []

@@ -10,7 +10,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
@@ -21,7 +21,7 @@ from edgefast.pipeline.stage import Backend, Stage
 from edgefast.queues import ShutDown
 from edgefast.queues._checks import batch_of, check_choice, integer, seconds
 
-__all__ = ["Adapt", "Pipeline", "Scheduler", "size_of"]
+__all__ = ["Adapt", "Pipeline", "Scheduler", "SupportsStep", "size_of"]
 
 Scheduler = Literal["threads", "max_weight"]
 Adapt = Literal["debloat", "none"]
@@ -30,9 +30,15 @@ _numbers = itertools.count(1)
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
 
 
+class SupportsStep(Protocol):
+    """A controller; it may also have `next_period`, the seconds until its next step at most."""
+
+    def step(self, now: float, samples: Sequence[StageSample], /) -> Sequence[Decision]: ...
+
+
 def size_of(item: Any) -> int:
-    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list or
-    dict those of what is in it; of anything else sys.getsizeof().
+    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list
+    or dict those of what is in it; of anything else sys.getsizeof().
 
     Examples:
         >>> from edgefast.pipeline import size_of
@@ -102,7 +108,7 @@ class Pipeline:
         target_delay: float = 0.2,
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
-        adapt: Adapt | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
+        adapt: Adapt | SupportsStep | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
         scheduler: Scheduler = "threads",
         pool: int | None = None,
         backend: Backend = "thread",
@@ -464,7 +470,7 @@ class _Debloat:
 class _Steps:
     """A controller that is only a function."""
 
-    def __init__(self, step: Callable[[float, Sequence[StageSample]], Sequence[Decision]]) -> None:
+    def __init__(self, step: Any) -> None:
         self.step = step
 
 
@@ -474,9 +480,9 @@ def _controller_of(adapt: Any, target_delay: float, max_bytes: int | None, perio
         return None if adapt == "none" else _Debloat(target_delay, max_bytes, period)
     if callable(getattr(adapt, "step", None)):
         return adapt
-    if not callable(adapt):
-        raise TypeError(f'adapt: expected "debloat", "none", a controller or a callable, got {type(adapt).__name__}')
-    return _Steps(adapt)
+    if callable(adapt):
+        return _Steps(adapt)
+    raise TypeError(f'adapt: expected "debloat", "none", a controller or a callable, got {type(adapt).__name__}')
 
 
 def _forgotten(core: Core) -> None:

@@ -161,7 +161,7 @@ def _kind_of(fn: Callable[..., Any]) -> Kind:
         ("async generator", inspect.isasyncgenfunction),
         ("generator", inspect.isgeneratorfunction),
     )
-    call = getattr(type(fn), "__call__", None)  # an object that is called
+    call = type(fn).__call__  # of an object that is called
     for kind, test in tests:
         if test(fn) or test(call):
             return kind
