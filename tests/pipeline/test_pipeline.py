@@ -217,6 +217,23 @@ def test_a_batch_is_full_while_there_is_enough() -> None:
     assert sizes == [16] * 6 + [4]
 
 
+def test_a_closed_queue_does_not_hold_up_a_batch() -> None:
+    """Whatever the limits, fewer items than a batch wait in an open queue."""
+    from edgefast.pipeline._runtime import Edge
+
+    for limit in range(5, 40):
+        edge = Edge("edge", False, maxsize=40, least=5, floor=4)
+        edge.set_limit(limit)
+        edge.set_low(0)
+        assert edge.low >= 4
+        assert edge.low < edge.limit
+        edge.queue.shutdown()
+    with Pipeline([Stage(f.double_all, batch=5, linger=WAIT, maxsize=7, low_watermark=0)], adapt="none") as p:
+        outputs = p.results()
+        p.submit_many(range(50))
+        assert [next(outputs) for _ in range(50)] == [2 * x for x in range(50)]
+
+
 def test_linger_ends() -> None:
     with Pipeline([Stage(lambda batch: batch, name="batch", batch=1000, linger=0.01)]) as p:
         assert list(p.map(range(3))) == [0, 1, 2]
@@ -383,6 +400,14 @@ def test_what_is_no_exception_ends_the_pipeline_whatever_on_error_says() -> None
     with pytest.raises(PipelineError, match="SystemExit"), Pipeline([Stage(leave, on_error="skip", workers=2)]) as p:
         list(p.map(range(10)))
     assert all(map(held, p.statistics().stages))
+
+
+def test_a_coroutine_that_raises_no_exception_ends_the_pipeline() -> None:
+    async def leave(x: int) -> int:
+        raise SystemExit(4)
+
+    with pytest.raises(PipelineError, match="SystemExit"), Pipeline([Stage(leave, workers=2)]) as p:
+        list(p.map(range(10)))
 
 
 def test_an_error_of_the_input_comes_after_the_outputs_before_it() -> None:
@@ -993,6 +1018,7 @@ def test_any_pipeline_is_the_composition_of_its_functions(
         (lambda: Stage(abs, workers=2, max_workers=1), ValueError, "max_workers: expected 2 <="),
         (lambda: Stage(abs, workers=2, min_workers=3), ValueError, "min_workers: expected 1 <= min_workers <= 2"),
         (lambda: Stage(abs, batch=0), ValueError, "batch"),
+        (lambda: Stage(abs, batch=8, maxsize=4), ValueError, "maxsize: expected at least batch (8), got 4"),
         (lambda: Stage(abs, linger=0.1), ValueError, "linger: expected 0 with batch=1"),
         (lambda: Stage(abs, on_error="retry"), ValueError, "on_error: expected one of stop, skip"),
         (lambda: Stage(abs, on_error=3), TypeError, "on_error"),

@@ -143,6 +143,7 @@ class Edge:
         low: int | None = None,
         least: int = 1,
         first: int = FIRST_LIMIT,
+        floor: int = 0,
         policy: Any = "block",
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
@@ -155,6 +156,7 @@ class Edge:
             self.max_limit = self.min_limit = 1
         self.limit = min(self.max_limit, max(self.min_limit, first)) if adapts else self.max_limit
         self.policy = policy
+        self.floor = floor
         if low is not None:
             self.ratio = low / self.max_limit
         elif policy in ("block", "error"):
@@ -176,7 +178,8 @@ class Edge:
     def _marks(self) -> dict[str, int]:
         if self.policy == "latest":
             return {}
-        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, int(self.limit * self.ratio))}
+        low = max(int(self.limit * self.ratio), self.floor)
+        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, low)}
 
     @property
     def low(self) -> int:
@@ -260,6 +263,8 @@ class StageRuntime(Edge):
             maxsize=spec.maxsize,
             low=spec.low_watermark,
             least=spec.batch,
+            # Who waits for a full batch must not wait for a closed queue.
+            floor=spec.batch - 1 if spec.linger else 0,
             # Threads that go from stage to stage do so less often with longer queues.
             first=FIXED_LIMIT if core.scheduler == "max_weight" else FIRST_LIMIT,
             policy=spec.policy,
@@ -574,7 +579,8 @@ class Core:
                 self.pool = Pool(self)
                 self.pool.start()
             else:
-                for stage in self.stages:
+                # The last first: a stage that has workers may end, and then the next one must have some.
+                for stage in reversed(self.stages):
                     stage.staff()
             if self.controller is not None or self.observers:
                 self._control = threading.Thread(target=self._control_loop, name=f"{self.name}-control", daemon=True)
@@ -689,8 +695,14 @@ class Core:
 
     def forked(self) -> None:
         """In a forked child: there are no workers."""
+        # Whoever held the locks does not exist here.
         self.lock = threading.Lock()
-        if self.state in ("running", "draining"):
+        self.closed = threading.Event()
+        self.watchers = []
+        for stage in self.stages:
+            stage.lock = threading.Lock()
+            stage.workers.clear()
+        if self.state != "idle":
             self.state = "closed"
             self.closed.set()
 

@@ -98,8 +98,6 @@ class TaskWorker(Worker):
                 stage.core.fail(stage, error)
         except BaseException as error:
             stage.core.fail(stage, error)
-            if not isinstance(error, Exception):
-                raise
         finally:
             stage.ended(self)
 
