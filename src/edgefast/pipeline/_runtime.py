@@ -10,6 +10,7 @@ failed stage and closes the one behind it, so that what has passed is still done
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import threading
@@ -109,7 +110,8 @@ class Worker:
             try:
                 on_error(item, error)
             except Exception as its_own:
-                raise Stop(its_own, item) from error
+                its_own.__cause__ = its_own.__cause__ or error
+                raise Stop(its_own, item) from None
 
     def refused(self, output: Any, error: Exception) -> None:
         """An output cannot be queued, having no size or too much of it."""
@@ -153,14 +155,18 @@ class Edge:
             self.max_limit = self.min_limit = 1
         self.limit = min(self.max_limit, max(self.min_limit, first)) if adapts else self.max_limit
         self.policy = policy
-        if policy in ("block", "error"):
-            self.ratio = 0.5 if low is None else low / self.max_limit
+        if low is not None:
+            self.ratio = low / self.max_limit
+        elif policy in ("block", "error"):
+            self.ratio = 0.5
         else:
             self.ratio = 1.0  # dropping needs no runs: accept again as soon as there is room
         self.queue: Queue[Any] = Queue(
             max_bytes=max_bytes, sizer=sizer, policy=policy, max_age=max_age, name=name, **self._marks()
         )
         self.chunk = 1
+        self.single = False
+        self.budget = _CHUNK_SECONDS
         self.pace = 0.0  # seconds an item takes: rises at once, falls slowly
         self.low_seen: float = math.inf  # fewest items left behind by who took some, in this period
         self.item_bytes = 0.0
@@ -194,14 +200,14 @@ class Edge:
             self.queue.set_watermarks(marks["high_watermark"], marks["low_watermark"])
 
     def _most(self) -> int:
-        return max(1, min(_CHUNK, self.limit // 4))
+        return 1 if self.single else max(1, min(_CHUNK, self.limit // 4))
 
     def measured(self, seconds: float, items: int) -> None:
         """So many items took so long: how many to take at once from now on."""
         each = seconds / items
         pace = self.pace
         self.pace = pace = each if each > pace else pace + 0.25 * (each - pace)
-        n = _CHUNK_SECONDS / pace if pace > 0 else _CHUNK
+        n = self.budget / pace if pace > 0 else _CHUNK
         self.chunk = 1 if n < 2 else min(int(n), self._most())
 
     def observe(self, counters: tuple[Any, ...], now: float) -> tuple[float | None, int]:
@@ -439,9 +445,7 @@ class Reader(Edge):
     """The queue of outputs in front of whoever reads them; several may follow each other."""
 
     def __init__(self, core: Core, limit: int | None, adapts: bool) -> None:
-        super().__init__(
-            OUTPUT, adapts, max_bytes=core.max_bytes, sizer=core.sizer if core.max_bytes else None
-        )
+        super().__init__(OUTPUT, adapts, max_bytes=core.max_bytes, sizer=core.sizer if core.max_bytes else None)
         if limit is not None:
             self.set_limit(limit)
         self.state = STARVED
@@ -512,11 +516,15 @@ class Core:
         self.source_blocked = 0.0
         self._source_since = 0.0
         self._observed = 0.0
-        self._output_sample = StageSample(OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0)
+        self._output_sample = StageSample(
+            OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0
+        )
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
+        self.on_started: list[Callable[[], object]] = []
         self.on_closed: list[Callable[[], object]] = []
         self.decisions: deque[Decision] = deque(maxlen=_DECISIONS)
+        self.context = contextvars.Context()
         self.began = 0.0
         self.ended = 0.0
         self._delivered = 0  # by readers that are gone
@@ -530,7 +538,8 @@ class Core:
         self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._control: threading.Thread | None = None
         self.stages = [
-            StageRuntime(self, i, spec, _backend_of(spec, backend), controller is not None) for i, spec in enumerate(stages)
+            StageRuntime(self, i, spec, _backend_of(spec, backend), controller is not None)
+            for i, spec in enumerate(stages)
         ]
         for one, following in zip(self.stages, self.stages[1:], strict=False):
             one.next = following
@@ -543,6 +552,7 @@ class Core:
             if self.state != "idle":
                 return
             self.state = "running"
+            self.context = contextvars.copy_context()
             self.began = clock()
             self._emitted_before = (self.began, 0)
         try:
@@ -557,6 +567,8 @@ class Core:
             if self.controller is not None or self.observers:
                 self._control = threading.Thread(target=self._control_loop, name=f"{self.name}-control", daemon=True)
                 self._control.start()
+            for call in self.on_started:
+                call()
         except BaseException as error:
             self.fail(self.stages[0], error)
             raise
@@ -588,7 +600,9 @@ class Core:
                 self.fail(worker.stage, error)
                 worker.stage.ended(worker)
             return
-        thread = threading.Thread(target=worker.run, name=name, daemon=True)  # type: ignore[attr-defined]
+        # Context variables of who started the pipeline hold in its workers, such as the backend of array kernels.
+        run = self.context.copy().run
+        thread = threading.Thread(target=run, args=(worker.run,), name=name, daemon=True)  # type: ignore[attr-defined]
         self.threads.add(thread)
         try:
             thread.start()
@@ -766,9 +780,7 @@ class Core:
         if self.max_bytes is not None:
             began = clock()
             size = queue._size_of(item)
-            if not self.has_bytes(size) and not (
-                block and self.wait(lambda: self.has_bytes(size), timeout)
-            ):
+            if not self.has_bytes(size) and not (block and self.wait(lambda: self.has_bytes(size), timeout)):
                 raise Full
             if timeout is not None:
                 timeout = max(0.0, timeout - (clock() - began))

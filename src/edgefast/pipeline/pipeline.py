@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import os
 import sys
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
-from edgefast.pipeline import _runtime
+from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
 from edgefast.pipeline._runtime import OUTPUT, Core, clock
 from edgefast.pipeline._types import Decision, PipelineStatistics, StageSample
@@ -78,6 +79,8 @@ class Pipeline:
         name: shown in errors, thread names and statistics.
         on_progress: on_progress(statistics), called by the control thread once a period and at the end.
         period: seconds between two looks of the controller.
+        publish: show the pipeline in `edgefast top`, from its first item to its end; None asks the environment variable
+            EDGEFAST_PUBLISH (1 or 0). Where that cannot be, the log says why.
 
     Leaving the with block finishes what was submitted, or drops it if an exception leaves it. A pipeline that is
     dropped without is stopped, with a ResourceWarning.
@@ -107,6 +110,7 @@ class Pipeline:
         name: str | None = None,
         on_progress: Callable[[PipelineStatistics], object] | None = None,
         period: float = 0.2,
+        publish: bool | None = None,
     ) -> None:
         specs = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         if not specs:
@@ -141,6 +145,9 @@ class Pipeline:
         )
         core.pool_size = None if pool is None else integer(pool, "pool", low=1, high=10_000)
         core.start_method = start_method
+        if _publish.wanted(publish):
+            core.on_started.append(lambda: _publish.publish(core))
+            core.on_closed.append(lambda: _publish.unpublish(core))
         if isinstance(core.controller, _Debloat):
             core.controller.core = core
         if scheduler == "max_weight":
@@ -173,7 +180,7 @@ class Pipeline:
             RuntimeError: a map() is open.
             TypeError, ValueError: the item has no size, or is over a byte limit.
         """
-        core = self._ready()
+        core = self._ready(submitting=True)
         try:
             core.put(item, True, timeout)
         except ShutDown:
@@ -186,8 +193,8 @@ class Pipeline:
         Raises:
             As submit(), but for Full.
         """
-        core = self._ready()
         batch = batch_of(items)
+        core = self._ready(submitting=True)
         if core.max_bytes is None:
             try:
                 accepted = core.stages[0].queue.put_many(batch, True, timeout)
@@ -212,7 +219,7 @@ class Pipeline:
         Raises:
             As submit(); Full with the policy "error" only.
         """
-        core = self._ready(settle=False)
+        core = self._ready(settle=False, submitting=True)
         if core._abandoned is not None:
             await core.await_(core.quiet)
         try:
@@ -221,12 +228,12 @@ class Pipeline:
             core.check()
             raise
 
-    def _ready(self, settle: bool = True) -> Core:
+    def _ready(self, settle: bool = True, submitting: bool = False) -> Core:
         core = self._core
         if core.error is not None or core.state != "running":
             core.check()
             core.start()
-        if core.mapping:
+        if submitting and core.mapping:
             raise RuntimeError("a map() of this pipeline is open; close it before submitting")
         if settle and core._abandoned is not None:
             core.wait(core.quiet)
@@ -272,12 +279,11 @@ class Pipeline:
         reader = core.open_reader()
         core.mapping = True
         feed = Feed(core)
-        session = Session(self, core, reader, feed)
-        if asynchronous:
-            feed.start_task(iterator, reader)
-        else:
-            feed.start(iterator, reader)
-        return AsyncResults(session)
+        begin = functools.partial(feed.start_task if asynchronous else feed.start, iterator, reader)
+        if core._abandoned is not None:
+            return AsyncResults(Session(self, core, reader, feed, begin))
+        begin()
+        return AsyncResults(Session(self, core, reader, feed))
 
     def results(self) -> Results:
         """Iterator over the outputs of what is submitted, from now on until shutdown(). Outputs that nobody reads are
