@@ -59,7 +59,7 @@ def make(name: str, items: int) -> Workload:
     return Workload(name, seconds, gaps, workers, computes)
 
 
-WORKLOADS = {"balanced": 1600, "balanced, computing": 1600, "skewed": 1200, "bursty": 1200, "phase-changing": 3200}
+WORKLOADS = {"balanced": 1600, "balanced, computing": 1600, "skewed": 1200, "bursty": 1200, "phase-changing": 2400}
 
 
 class Item:
