@@ -1,8 +1,8 @@
 """The workloads of the pipeline benchmark, and the meter that every contender runs under.
 
 A workload is a source and three stages whose times are drawn beforehand, one for each item and stage, so that all
-contenders do the same work. Stages sleep (as those that wait for a disk, a network or a device do) or hash (as those that
-compute with the GIL released do).
+contenders do the same work. Stages sleep (as those that wait for a disk, a network or a device do) or hash (as those
+that compute with the GIL released do).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make(name: str, items: int) -> Workload:
     return Workload(name, seconds, gaps, workers, computes)
 
 
-WORKLOADS = {"balanced": 1600, "balanced, computing": 1600, "skewed": 1200, "bursty": 1200, "phase-changing": 3200}
+WORKLOADS = {"balanced": 1600, "balanced, computing": 1600, "skewed": 1200, "bursty": 1200, "phase-changing": 2400}
 
 
 class Item:
@@ -115,7 +115,7 @@ class Meter:
         return stage
 
     def run(self, contender: Callable[[Meter], int]) -> dict[str, float]:
-        """Figures of one run, start of the contender's threads excluded, from the first item offered to the last out."""
+        """Figures of one run, from the first item offered until the last one is out and its threads have ended."""
         before = resource.getrusage(resource.RUSAGE_SELF)
         got = contender(self)
         ended = time.perf_counter()

@@ -101,14 +101,16 @@ class TestGrowth:
 
     def test_steps_come_faster_while_limits_grow(self) -> None:
         controller = Controller(period=0.4)
+        assert controller.next_period == pytest.approx(0.05)
         assert two(controller, 0.1, 0.06)
         assert controller.next_period == pytest.approx(0.05)
         waits = []
-        for k in range(5):
-            a, b = (sample(n, served=200 + k, limit=14, busy=0.5, blocked=0.1, starved=0.06) for n in "ab")
-            controller.step(2.0 + k, [a, b])
+        for k in range(7):
+            a, b = (sample(n, served=300 + 100 * k, limit=14, busy=0.5, blocked=0.1, starved=0.06) for n in "ab")
+            controller.step(1.2 + 0.1 * k, [a, b])
             waits.append(controller.next_period)
-        assert waits == pytest.approx([0.1, 0.2, 0.4, 0.4, 0.4])
+        # One period more, in case that another step follows.
+        assert waits == pytest.approx([0.05, 0.05, 0.1, 0.2, 0.4, 0.4, 0.4])
 
 
 class TestShrink:

@@ -22,7 +22,7 @@ from edgefast.pipeline.simulate import (
 
 SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 SEEDS = (0, 1, 2)
-SECONDS = 10.0
+SECONDS = 8.0
 
 
 def line(*service: Times) -> list[Stage]:

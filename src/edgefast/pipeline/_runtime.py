@@ -884,7 +884,7 @@ class Core:
     # ---- control -----------------------------------------------------------------------------------------------------
 
     def _control_loop(self) -> None:
-        pause = self.period
+        pause = min(self.period, getattr(self.controller, "next_period", self.period))
         while not self.closed.wait(pause):
             pause = self.control()
         self._observe()

@@ -7,11 +7,13 @@ import functools
 import itertools
 import os
 import sys
+import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, get_args
 
+from edgefast._threads import available_cpus
 from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
 from edgefast.pipeline._runtime import OUTPUT, Core, clock
@@ -452,11 +454,15 @@ class _Debloat:
         self._workers = WorkerController()
         self._period = period
         self._moved = 0.0
+        self._cpus = available_cpus()
+        self._used = (0.0, 0.0)
         self.core: Core | None = None
 
     def step(self, now: float, samples: Sequence[StageSample]) -> list[Decision]:
         blocked = 0.0 if self.core is None else self.core.source_waited(now)
-        decisions = self._limits.step(now, samples, source_blocked=blocked)
+        (then, before), self._used = self._used, (now, used := time.process_time())
+        cpu = (used - before) / (max(now - then, 1e-9) * self._cpus) if then else 0.0
+        decisions = self._limits.step(now, samples, source_blocked=blocked, cpu=cpu)
         if now - self._moved >= 0.9 * self._period:
             self._moved = now
             decisions += self._workers.step(now, samples)
