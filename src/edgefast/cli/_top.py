@@ -222,7 +222,7 @@ _COLUMNS = (
 )
 _SHARED = (
     Column("queue"),
-    Column("at work", True),
+    Column("handles", True),
     Column("", False, 2),
     Column("depth", True),
     Column("limit", True),
@@ -236,7 +236,7 @@ _SHARED = (
     Column("redelivered", True, 9),
     Column("bytes", True, 5),
 )
-_QUEUES = (Column("pid", True), *(c for c in _SHARED if c.title not in ("at work", "lost", "redelivered", "bytes")))
+_QUEUES = (Column("pid", True), *(c for c in _SHARED if c.title != "bytes"))
 
 
 def heading(picture: Picture) -> str:
@@ -290,8 +290,18 @@ def tables(picture: Picture) -> list[Table]:
     queues = Table("queues", _QUEUES, [])
     for process in picture.published.processes:
         for queue in process.queues:
-            row = _queue_cells(queue.statistics)
-            queues.rows.append([Cell(str(process.pid), "dim"), Cell(clean(queue.name)), *row])
+            found = queue.statistics
+            shared = found.participants > 0  # a SharedQueue: it counts its handles
+            queues.rows.append(
+                [
+                    Cell(str(process.pid), "dim"),
+                    Cell(clean(queue.name, 40), "head"),
+                    Cell(str(found.participants) if shared else ""),
+                    *_queue_cells(found),
+                    _alarm(found.lost) if shared else Cell(""),
+                    _alarm(found.redelivered) if shared else Cell(""),
+                ]
+            )
     shared = Table("shared queues", _SHARED, [_shared_row(view) for view in picture.shared])
     return [table for table in (pipelines, queues, shared) if table.rows]
 
@@ -358,13 +368,13 @@ def _queue_cells(statistics: QueueStatistics) -> list[Cell]:
         _gate(statistics.writable),
         Cell(_rate(statistics.put_rate)),
         Cell(_rate(statistics.get_rate)),
-        _alarm(statistics.dropped_newest + statistics.dropped_oldest + statistics.expired),
+        _alarm(statistics.dropped_newest + statistics.dropped_oldest + statistics.dropped_dead + statistics.expired),
         Cell(f"{statistics.full_waits:,}"),
     ]
 
 
 def _shared_row(view: SharedView) -> list[Cell]:
-    name = Cell(clean(view.name), "head")
+    name = Cell(clean(view.name, 40), "head")
     if view.statistics is None:
         style = "dim" if view.state in ("left behind", "gone") else "bad"
         filler = [Cell("")] * (len(_SHARED) - 3)

@@ -8,7 +8,6 @@ copy locks that its other threads may hold; `spawn` would load numpy anew for ev
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import secrets
@@ -32,8 +31,6 @@ from edgefast.pipeline import _publish
 from edgefast.queues import Empty, SharedQueue, ShutDown, list_shared
 
 __all__ = ["ProcessEngine", "prepare"]
-
-_log = logging.getLogger("edgefast")
 
 _START_SECONDS = 60.0  # for all devices to be ready
 _POLL_SECONDS = 0.1  # between two looks at the progress
@@ -65,6 +62,16 @@ def prepare(*, deaf: bool = False) -> None:
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)
+
+
+def _ending(status: int) -> str:
+    """How a process ended, by multiprocessing's exit code."""
+    if status >= 0:
+        return f"its process ended with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
 
 
 def _context() -> Any:
@@ -202,8 +209,9 @@ class ProcessEngine:
             if pause <= 0:
                 break
             update = self._receive(pause)
-            if update is not None and update.round == number:
-                updates[update.device] = update
+            if update is not None:
+                if update.round == number:
+                    updates[update.device] = update
                 if deadline is None:
                     deadline = time.monotonic() + self._timeout
             waiting = {i for i in waiting if i not in updates and self._remotes[i].alive}
@@ -251,20 +259,10 @@ class ProcessEngine:
 
     def _lost(self, gone: _Remote) -> None:
         gone.alive = gone.busy = False
-        code = gone.process.exitcode
-        if gone.failure is not None:
-            reason = gone.failure
-        elif code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                reason = f"killed by {signal.Signals(-code).name}"
-        else:
-            reason = f"its process ended with status {code}"
-        self._fault(gone.index, "lost", reason)
+        self._fault(gone.index, "lost", gone.failure or _ending(gone.process.exitcode))
 
     def _fault(self, device: int, kind: Literal["lost", "late"], reason: str) -> None:
-        fault = Fault(device, self._round + 1, kind, reason)
-        self._faults.append(fault)
-        _log.warning("%s", fault)
+        self._faults.append(Fault(device, self._round + 1, kind, reason))
 
     def _watch(self) -> None:
         """Tells the server of every process that ends, through the queue on which it waits for everything else."""
