@@ -140,7 +140,6 @@ struct SharedJournal {
 enum class Took {
     some,
     none,     // full, or empty
-    busy,     // put: not full, but every free slot is in somebody's hands
     down,     // shut down (and empty)
     damaged,  // the words make no sense
 };

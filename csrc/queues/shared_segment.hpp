@@ -452,17 +452,17 @@ private:
             std::snprintf(failure->text, sizeof failure->text, format, values...);
             return false;
         };
-        if (!S_ISREG(s.st_mode)) return because(SharedError::not_a_queue, "expected a regular file");
+        if (!S_ISREG(s.st_mode)) return because(SharedError::not_a_queue, "%s", "expected a regular file");
         if (s.st_uid != geteuid() && !(flags & kAnyOwner))
             return because(SharedError::not_allowed, "expected a file of user %u, got one of user %u",
                            static_cast<unsigned>(geteuid()), static_cast<unsigned>(s.st_uid));
         SharedHeader h;
         const ssize_t n = pread(fd, &h, sizeof h, 0);
         if (n < 0) return fail(failure, "read", path);
-        if (n == 0) return because(SharedError::not_ready, "the queue is not finished: no bytes yet");
+        if (n == 0) return because(SharedError::not_ready, "%s", "the queue is not finished: no bytes yet");
         if (n < static_cast<ssize_t>(sizeof h))
             return because(SharedError::not_a_queue, "expected a header of %zu bytes, got %zd", sizeof h, n);
-        if (h.magic == 0) return because(SharedError::not_ready, "the queue is not finished: no magic number yet");
+        if (h.magic == 0) return because(SharedError::not_ready, "%s", "the queue is not finished: no magic number yet");
         if (h.magic != kMagic)
             return because(SharedError::not_a_queue, "expected magic number %016" PRIx64 ", got %016" PRIx64, kMagic, h.magic);
         if (h.byte_order != kByteOrder || h.major != kMajor)
