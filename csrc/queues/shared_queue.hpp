@@ -104,10 +104,18 @@ public:
     // In a forked child, before anything else there: the parent's reservations and views are the parent's. False: the
     // child is no participant, and everything returns EDGEFAST_DETACHED.
     bool after_fork_in_child(SharedFailure* failure) {
-        *failure = {};
         if (!segment_.joined()) return true;
+        return inherit(failure) && rejoin(failure);
+    }
+    // The same in two steps, the second when the child first uses the queue, if ever.
+    bool inherit(SharedFailure* failure) {
+        *failure = {};
         recovering_.store(false, std::memory_order_relaxed);
-        return segment_.renew(failure) && join(failure);
+        return segment_.renew(failure);
+    }
+    bool rejoin(SharedFailure* failure) {
+        *failure = {};
+        return join(failure);
     }
 
     // In a forked child that will not use it: without this call the parent's death goes unnoticed as long as the child lives.
@@ -117,21 +125,31 @@ public:
 
     // n records of itemsize bytes each, one behind the other; of `lengths[i]` bytes each in a queue of byte messages, or
     // of itemsize if lengths is null. Returns how many were accepted.
-    int64_t put(const void* records, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
-        return put_all(n, deadline, status, [&](uint64_t slot, int64_t i) {
-            const uint64_t itemsize = config().itemsize;
-            const uint64_t bytes = lengths && lengths[i] < itemsize ? lengths[i] : itemsize;
-            write(slot, static_cast<const char*>(records) + static_cast<uint64_t>(i) * itemsize, bytes);
+    int64_t put(const void* records_, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
+        const uint64_t itemsize = config().itemsize;
+        const char* from = static_cast<const char*>(records_);
+        if (!records())
+            return put_each_by(n, deadline, status, [&](uint64_t slot, int64_t i) {
+                const uint64_t bytes = lengths && lengths[i] < itemsize ? lengths[i] : itemsize;
+                write(slot, from + static_cast<uint64_t>(i) * itemsize, bytes);
+            });
+        return put_all(n, deadline, status, [&](const uint32_t* slots, int64_t count, int64_t first) {
+            // Neighbours in one copy.
+            for (int64_t i = 0, run; i < count; i += run) {
+                run = 1;
+                while (i + run < count && slots[i + run] == slots[i] + static_cast<uint64_t>(run)) ++run;
+                std::memcpy(segment_.payload(slots[i]), from + static_cast<uint64_t>(first + i) * itemsize, static_cast<uint64_t>(run) * itemsize);
+            }
         });
     }
     // One message; length <= itemsize.
     int64_t put_bytes(const void* data, size_t length, int64_t deadline, int* status) {
         const uint64_t bytes = length < config().itemsize ? length : config().itemsize;
-        return put_all(1, deadline, status, [&](uint64_t slot, int64_t) { write(slot, static_cast<const char*>(data), bytes); });
+        return put_each_by(1, deadline, status, [&](uint64_t slot, int64_t) { write(slot, static_cast<const char*>(data), bytes); });
     }
     // n messages at `data[i]`, of lengths[i] <= itemsize bytes.
     int64_t put_each(const void* const* data, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
-        return put_all(n, deadline, status, [&](uint64_t slot, int64_t i) {
+        return put_each_by(n, deadline, status, [&](uint64_t slot, int64_t i) {
             const uint64_t bytes = lengths[i] < config().itemsize ? lengths[i] : config().itemsize;
             write(slot, static_cast<const char*>(data[i]), bytes);
         });
@@ -144,7 +162,7 @@ public:
         size_t length;
     };
     int64_t put_parts(const Part* parts, const int64_t* ends, int64_t begin, int64_t n, int64_t deadline, int* status) {
-        return put_all(n - begin, deadline, status, [&](uint64_t slot, int64_t i) {
+        return put_each_by(n - begin, deadline, status, [&](uint64_t slot, int64_t i) {
             uint64_t at = 0;
             for (int64_t p = begin + i == 0 ? 0 : ends[begin + i - 1]; p < ends[begin + i]; ++p) {
                 const uint64_t left = config().itemsize - at, bytes = parts[p].length < left ? parts[p].length : left;
@@ -168,7 +186,8 @@ public:
                 int64_t run = 1;
                 if (records()) {
                     while (i + run < t.count && slots[i + run] == slots[i] + static_cast<uint64_t>(run)) ++run;
-                    std::memcpy(to + static_cast<uint64_t>(i) * itemsize, segment_.payload(slots[i]), static_cast<uint64_t>(run) * itemsize);
+                    std::memcpy(to + static_cast<uint64_t>(i) * itemsize, segment_.payload(slots[i]),
+                                static_cast<uint64_t>(run) * itemsize);
                     if (lengths)
                         for (int64_t k = 0; k < run; ++k) lengths[i + k] = static_cast<uint32_t>(itemsize);
                 } else {
@@ -246,8 +265,9 @@ public:
         for (int64_t i = 0; i < n; ++i) {
             slots[i] = static_cast<uint32_t>(ticket) + static_cast<uint32_t>(i);
             if (!records())
-                segment_.length(slots[i]).store(lengths && lengths[i] < config().itemsize ? lengths[i] : static_cast<uint32_t>(config().itemsize),
-                                                std::memory_order_relaxed);
+                segment_.length(slots[i]).store(
+                    lengths && lengths[i] < config().itemsize ? lengths[i] : static_cast<uint32_t>(config().itemsize),
+                    std::memory_order_relaxed);
         }
         EDGEFAST_CRASH_POINT("put.written");
         int64_t done = 0;
@@ -261,6 +281,7 @@ public:
             if (*status != EDGEFAST_OK) break;
             add(entry().dropped_newest, n - done);
             for (; done < n; ++done) ring_.give_back(segment_.me(), slots[done]);
+            notify_room();
         }
         return done;
     }
@@ -337,6 +358,9 @@ public:
     }
     // Wakes every sleeper of this queue, in all processes, to look again.
     void stir() { notify_all(); }
+    // Pauses of the processor before this handle sleeps; 0 sleeps at once. By default about what a sleep and a wake-up cost,
+    // and none where there is one CPU. Before anything waits.
+    void set_spin(int pauses) { spins_ = pauses; }
 
     // ---- participants ----------------------------------------------------------------------------------------------
 
@@ -453,7 +477,13 @@ private:
     }
 
     template <class Write>
-    int64_t put_all(int64_t n, int64_t deadline, int* status, Write write_one) {
+    int64_t put_each_by(int64_t n, int64_t deadline, int* status, Write write_one) {
+        return put_all(n, deadline, status, [&](const uint32_t* slots, int64_t count, int64_t first) {
+            for (int64_t i = 0; i < count; ++i) write_one(slots[i], first + i);
+        });
+    }
+    template <class Write>
+    int64_t put_all(int64_t n, int64_t deadline, int* status, Write write_some) {
         *status = EDGEFAST_OK;
         int64_t done = 0;
         if (latest() && n > 1) {
@@ -467,7 +497,8 @@ private:
         const int64_t skipped = done;
         uint32_t slots[SharedSegment::kMostAtOnce];
         while (done < n) {
-            const int64_t most = n - done < static_cast<int64_t>(SharedSegment::kMostAtOnce) ? n - done : SharedSegment::kMostAtOnce;
+            constexpr int64_t kMost = SharedSegment::kMostAtOnce;
+            const int64_t most = n - done < kMost ? n - done : kMost;
             bool past_gate = false;
             const int64_t count = claim(most, deadline, slots, false, status, &past_gate);
             if (count == 0) {
@@ -475,10 +506,11 @@ private:
                 if (done == skipped) return 0;
                 break;
             }
-            for (int64_t i = 0; i < count; ++i) write_one(slots[i], done + i);
+            write_some(slots, count, done);
             EDGEFAST_CRASH_POINT("put.written");
             const Taken t = publish(slots, count, past_gate, status);
             for (int64_t i = t.count; i < count; ++i) ring_.give_back(segment_.me(), slots[i]);
+            if (t.count < count) notify_room();  // somebody may wait for a slot
             done += t.count;
             if (*status != EDGEFAST_OK) {
                 if (done == skipped) return 0;
@@ -522,7 +554,8 @@ private:
             }
             if (policy() == RecordQueue::block) {
                 if (deadline != kTry) {
-                    t = wait(segment_.control().room, deadline, status, &entry().full_waits, [&] { return ring_.look_for_room(n, false); });
+                    t = wait(segment_.control().room, deadline, status, &entry().full_waits,
+                             [&] { return ring_.look_for_room(n, false); });
                     if (t.count) return t;
                 }
                 if (*status == EDGEFAST_OK && judge(t, status)) *status = EDGEFAST_FULL;
@@ -543,7 +576,8 @@ private:
             return t.count && !ring_.any_free() ? nothing : t;
         };
         Taken t = nothing;
-        if (policy() == RecordQueue::block && deadline != kTry) t = wait(segment_.control().room, deadline, status, &entry().full_waits, attempt);
+        if (policy() == RecordQueue::block && deadline != kTry)
+            t = wait(segment_.control().room, deadline, status, &entry().full_waits, attempt);
         else if (look_if_due()) t = attempt();
         if (t.count || *status != EDGEFAST_OK || !judge(t, status)) return t;
         if (policy() == RecordQueue::error) add(entry().refused, 1);
@@ -626,7 +660,8 @@ private:
 
     bool gather(int64_t least, int64_t deadline, int64_t linger, int* status) {
         if (await_many(1, deadline, status) == 0) return false;
-        if (await_many(least, now_ns() + linger, status) == 0 && (*status == EDGEFAST_INTERRUPTED || *status == EDGEFAST_DAMAGED)) return false;
+        await_many(least, now_ns() + linger, status);
+        if (*status == EDGEFAST_INTERRUPTED || *status == EDGEFAST_DAMAGED) return false;
         // Others may have taken them meanwhile: then whatever comes next.
         *status = EDGEFAST_OK;
         return true;
@@ -639,10 +674,18 @@ private:
         Taken t = attempt();
         if (t.outcome != Took::none) return t;
         if (deadline < 0) return look_if_due() ? attempt() : nothing;
-        for (int i = 0; i < spins_; ++i) {
+        // Before it sleeps, as long as that pays: with the other side on the same CPU, or away for long, it never does.
+        const int credit = peek(spin_credit_);
+        const bool spins = spins_ > 0 && (credit > 0 || probes_.fetch_add(1, std::memory_order_relaxed) % kProbeEvery == 0);
+        for (int i = 1; spins && i <= spins_; ++i) {
             pause();
-            if (i % 8 == 7 && (t = attempt()).outcome != Took::none) return t;
+            // Not more often: who takes each record as it comes exchanges its cache lines with the producer each time.
+            if (i % kLookEvery == 0 && (t = attempt()).outcome != Took::none) {
+                if (credit < kMostCredit) spin_credit_.store(credit + 2, std::memory_order_relaxed);
+                return t;
+            }
         }
+        if (spins && credit > 0) spin_credit_.store(credit - 1, std::memory_order_relaxed);
         std::atomic<int64_t>& sleepers = &event == &segment_.control().items ? entry().waiting_get : entry().waiting_put;
         for (bool counted = false;;) {
             const int64_t now = now_ns();
@@ -740,6 +783,8 @@ private:
 
     // About what a sleep and a wake-up cost: the other side is often at its next record by then.
     static constexpr int kSpins = 400;
+    static constexpr int kLookEvery = 24, kMostCredit = 8;
+    static constexpr uint32_t kProbeEvery = 64;  // waits: how often one that sleeps at once finds out whether to
     // From this size on the slot freed last is taken first: it is still in the cache.
     static constexpr uint64_t kBigSlot = 65536;
 
@@ -749,6 +794,8 @@ private:
     std::atomic<int64_t> looked_{0};
     std::atomic<bool> recovering_{false}, leaving_{false};
     int spins_ = 0;
+    std::atomic<int> spin_credit_{kMostCredit};
+    std::atomic<uint32_t> probes_{0};
 };
 
 }  // namespace ef
