@@ -19,6 +19,7 @@ from edgefast.aggregate.errors import (
     UpdateError,
     ZeroWeightError,
 )
+from edgefast.aggregate.fetchsgd import FetchSGD
 from edgefast.aggregate.geometry import (
     bucketing,
     centered_clip,
@@ -44,6 +45,7 @@ __all__ = [
     "FedAvgM",
     "FedBuff",
     "FedYogi",
+    "FetchSGD",
     "GramAccumulator",
     "IntegerRange",
     "MeanAccumulator",
