@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgefast.aggregate._info import RuleInfo
+from edgefast.aggregate.accounting import dp_epsilon, dp_noise_multiplier, gaussian_noise_multiplier
 from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.asynchronous import FedBuff, fedprox_gradient, gossip, metropolis_mixing
 from edgefast.aggregate.average import average_checkpoints
@@ -16,6 +17,7 @@ from edgefast.aggregate.errors import (
     ShapeMismatch,
     StructureMismatch,
     TooFewUpdates,
+    UnequalWeights,
     UpdateError,
     ZeroWeightError,
 )
@@ -32,10 +34,12 @@ from edgefast.aggregate.gram import GramAccumulator
 from edgefast.aggregate.mean import weighted_mean
 from edgefast.aggregate.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
 from edgefast.aggregate.order import meamed, median, trimmed_mean
+from edgefast.aggregate.privacy import AdaptiveClipper, GaussianMechanism
 from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
 from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [
+    "AdaptiveClipper",
     "DtypeMismatch",
     "Encoded",
     "ErrorFeedback",
@@ -46,6 +50,7 @@ __all__ = [
     "FedBuff",
     "FedYogi",
     "FetchSGD",
+    "GaussianMechanism",
     "GramAccumulator",
     "IntegerRange",
     "MeanAccumulator",
@@ -57,6 +62,7 @@ __all__ = [
     "StructureMismatch",
     "TooFewUpdates",
     "TrimmedMeanAccumulator",
+    "UnequalWeights",
     "UpdateError",
     "ZeroWeightError",
     "average_checkpoints",
@@ -64,7 +70,10 @@ __all__ = [
     "bulyan",
     "centered_clip",
     "clip_by_global_norm",
+    "dp_epsilon",
+    "dp_noise_multiplier",
     "fedprox_gradient",
+    "gaussian_noise_multiplier",
     "geometric_median",
     "gossip",
     "krum",

@@ -11,6 +11,7 @@ __all__ = [
     "ShapeMismatch",
     "StructureMismatch",
     "TooFewUpdates",
+    "UnequalWeights",
     "UpdateError",
     "ZeroWeightError",
 ]
@@ -74,3 +75,7 @@ class ZeroWeightError(UpdateError):
 
 class TooFewUpdates(UpdateError):
     """Fewer updates than a robust rule needs for the number of bad ones it is asked to tolerate."""
+
+
+class UnequalWeights(UpdateError):
+    """Weights that differ where the privacy analysis needs equal ones."""
