@@ -200,7 +200,7 @@ def test_bad_updates() -> None:
         zero.mean([np.array([2.0, 4.0]), np.array([np.nan, 1.0]), np.array([1e300, 0])]), [2 / 3, 4 / 3]
     )
     with pytest.raises(ValueError, match="updates: expected at most"):
-        GaussianMechanism(1e-30, 1.0).mean(np.zeros((2**11 + 1, 1)))
+        GaussianMechanism(1e-30, 1.0).mean(np.zeros((2**12 + 1, 1)))
     assert "GaussianMechanism(1.0, 1.0" in repr(mechanism)
 
 

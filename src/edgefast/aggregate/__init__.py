@@ -14,8 +14,12 @@ from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
     NonFiniteUpdate,
+    ProtocolError,
+    SecureAggregationError,
     ShapeMismatch,
     StructureMismatch,
+    TamperedMessage,
+    TooFewSurvivors,
     TooFewUpdates,
     UnequalWeights,
     UpdateError,
@@ -35,6 +39,8 @@ from edgefast.aggregate.mean import weighted_mean
 from edgefast.aggregate.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
 from edgefast.aggregate.order import meamed, median, trimmed_mean
 from edgefast.aggregate.privacy import AdaptiveClipper, GaussianMechanism
+from edgefast.aggregate.secure import SecureAggregator, SecureClient
+from edgefast.aggregate.secure_messages import SecureMessage
 from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
 from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
@@ -55,11 +61,18 @@ __all__ = [
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
+    "ProtocolError",
     "Quantizer",
     "RuleInfo",
+    "SecureAggregationError",
+    "SecureAggregator",
+    "SecureClient",
+    "SecureMessage",
     "ServerOptimizer",
     "ShapeMismatch",
     "StructureMismatch",
+    "TamperedMessage",
+    "TooFewSurvivors",
     "TooFewUpdates",
     "TrimmedMeanAccumulator",
     "UnequalWeights",

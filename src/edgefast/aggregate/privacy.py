@@ -138,9 +138,9 @@ class GaussianMechanism:
 
     The noise comes from the operating system's generator (through ChaCha20 where `cryptography` is installed) and
     cannot be seeded. Floating-point numbers tell secrets in their last bits (Mironov 2012): here every clipped
-    coordinate is cut to a multiple of a power of two about 2**-30 times the noise, sums are exact integers, the noise is
-    rounded to the same grid. On integers, rounded Gaussian noise is a function of the result of the ideal mechanism, and
-    so no less private; docs/privacy.md says what remains.
+    coordinate is cut to a multiple of a power of two about 2**-30 times the noise, sums are exact integers, and the
+    noise is rounded to the same grid. On integers, rounded Gaussian noise is a function of the result of the ideal
+    mechanism, and so no less private; docs/privacy.md says what remains.
 
     Args:
         noise_multiplier: standard deviation of the sum's noise over clip, at least 0; 0 is not private.
