@@ -31,7 +31,7 @@ $(VENV)/.built: $(SOURCES) $(VENV)/.build-deps
 	@touch $@
 
 $(VENV)/.test-deps: pyproject.toml | $(VENV)/.built
-	$(PIP) install --group test 'numba>=0.60' 'ml-dtypes>=0.4' 'safetensors>=0.4'
+	$(PIP) install --group test 'numba>=0.60' 'ml-dtypes>=0.4' 'safetensors>=0.4' 'cryptography>=42' 'dp-accounting>=0.4.4'
 	@touch $@
 
 $(VENV)/.lint-deps: pyproject.toml | $(VENV)/.created

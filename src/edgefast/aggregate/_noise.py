@@ -61,8 +61,8 @@ class SecureRandom:
             np.multiply(radius[:rest], np.sin(angle[:rest]), out=part[half:])
         return out
 
-    def on_grid(self, scale: float, count: int) -> NDArray[np.int64]:
-        """Normal numbers of standard deviation `scale` >= 0, rounded to integers."""
+    def on_grid(self, scale: float, count: int) -> NDArray[np.float64]:
+        """Normal numbers of standard deviation `scale` >= 0, rounded to integers (below 2**53, so exact)."""
         values = self.normals(count)
         values *= scale
-        return np.rint(values, out=values).astype(np.int64)
+        return np.rint(values, out=values)

@@ -25,10 +25,11 @@ __all__ = ["AdaptiveClipper", "GaussianMechanism"]
 
 #: The grid is this many powers of two finer than the noise, and no finer than that than the clip norm.
 _BELOW_NOISE: Final = 30
-_BELOW_CLIP: Final = 50
+_BELOW_CLIP: Final = 40
 #: Keeps the norm of a clipped update within the bound through the roundings of its computation.
 _MARGIN: Final = 1 - 2.0**-40
-_MOST_SUM: Final = 2.0**61
+#: Integers up to twice this are sums of float64 without rounding.
+_MOST_SUM: Final = 2.0**52
 
 
 class AdaptiveClipper:
@@ -259,7 +260,7 @@ class GaussianMechanism:
         # The noise multiplier of the values hardly depends on the number of clients; the grid need not know it.
         clip = self.clip
         step = _grid(self.noise_multiplier * clip, clip)
-        sums = [np.zeros(a.size, np.int64) for a in template.arrays]
+        sums = [np.zeros(a.size) for a in template.arrays]
         norms: list[float] = []
         for k, update in enumerate(itertools.chain(head, stream)):
             if (k + 1) * clip > _MOST_SUM * step:
@@ -314,7 +315,7 @@ class GaussianMechanism:
                 raise nonfinite_error(center, template.keys, "base")
         sigma = self.noise_multiplier * self._clip / math.sqrt(number)
         step = _grid(sigma, self._clip)
-        sums = [np.zeros(a.size, np.int64) for a in template.arrays]
+        sums = [np.zeros(a.size) for a in template.arrays]
         threads = backends.num_threads(self.num_threads)
         self._add(template.arrays, center, template.keys, "update", self._clip, step, sums, threads)
         if sigma:
@@ -329,7 +330,7 @@ class GaussianMechanism:
         client: object,
         clip: float,
         step: float,
-        sums: list[NDArray[np.int64]],
+        sums: list[NDArray[np.float64]],
         threads: int,
     ) -> float:
         """Adds a clipped update to the sums, in grid units; its norm before, NaN for one that counts as zeros."""
@@ -353,7 +354,7 @@ class GaussianMechanism:
                 if center is not None:
                     values -= widen(center[t].reshape(-1)[part])
                 values *= factor
-                total[part] += np.trunc(values, out=values).astype(np.int64)
+                total[part] += np.trunc(values, out=values)
         return norm
 
     def __repr__(self) -> str:
@@ -387,14 +388,14 @@ def _float_template(example: Any, client: object) -> Template:
     return template
 
 
-def _add_noise(sums: list[NDArray[np.int64]], scale: float) -> None:
+def _add_noise(sums: list[NDArray[np.float64]], scale: float) -> None:
     random = SecureRandom()
     for total in sums:
         for part in tiles(total.size, 1 << 16):
             total[part] += random.on_grid(scale, part.stop - part.start)
 
 
-def _finish(template: Template, sums: list[NDArray[np.int64]], factor: float, center: list[Array] | None) -> Any:
+def _finish(template: Template, sums: list[NDArray[np.float64]], factor: float, center: list[Array] | None) -> Any:
     arrays = template.new_arrays()
     for t, (target, total) in enumerate(zip(arrays, sums, strict=True)):
         flat = target.reshape(-1)

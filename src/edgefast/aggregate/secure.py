@@ -607,7 +607,7 @@ class SecureClient:
             add_masks(vector, masks, self._num_threads)
             self._held = held
             self._step = "unmask"
-            return Masked(self.session, self.client, memoryview(vector).cast("B") if vector.size else b"")
+            return Masked(self.session, self.client, vector.view(np.uint8).data)
 
     def _unsealed(self, sender: int, data: bytes) -> tuple[bytes, bytes]:
         try:
