@@ -377,7 +377,7 @@ def test_messages_out_of_turn_of_strangers_and_twice() -> None:
         (dataclasses.replace(first, client=77), "client 77: it is not, or no longer"),
         (dataclasses.replace(first, client=1), "client 1: expected shares for 4 others"),
         (other.clients[1].share(other.roster), "session: expected"),
-        (r.clients[1].share(r.roster).to_bytes()[:-1], "expected .* bytes of payload"),
+        (r.clients[1].share(r.roster).to_bytes()[:-1], "the checksum does not match"),
     ]:
         with pytest.raises(ProtocolError, match=text):
             r.server.receive(message)

@@ -58,9 +58,9 @@ class Template:
         self.keys: list[str] = []
         self.arrays: list[Array] = []
         self.restore: list[Restore] = []
-        self.partial = partial
+        self.partial: bool = partial
         self._nodes: list[Any] = []
-        self.structure = self._describe(_opened(example), "", client)
+        self.structure: Any = self._describe(_opened(example), "", client)
         # Only leaves that need an allocation of their own kind are kept.
         self._nodes = [n if r is not None else None for n, r in zip(self._nodes, self.restore, strict=True)]
 

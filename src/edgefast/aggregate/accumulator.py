@@ -7,7 +7,6 @@ import copy
 import json
 import struct
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
@@ -18,6 +17,7 @@ from edgefast.aggregate import _describe, _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.encoded import Encoded, Packed, add_packed, packed_runs
 from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error
@@ -25,10 +25,8 @@ from edgefast.backends.table import BF16, Array, binned_folds, holds_single
 
 __all__ = ["MeanAccumulator"]
 
-_MAGIC: Final = b"EFMA"
 # magic, version, length of the JSON part, total weight, count, dropped; then JSON, then the tensors, then the CRC-32.
-_HEADER: Final = struct.Struct("<4sHxxIdQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("accumulator", b"EFMA", (1, 2, 3), struct.Struct("<4sHxxIdQQ"))
 #: Indices of csrc/aggregate/binned.hpp: the highest bin, and the flags of non-finite coordinates.
 _TOP_BIN: Final = 46
 _FLAGS: Final = 253
@@ -518,17 +516,14 @@ class MeanAccumulator:
                 if self._template.partial:
                     meta["totals"], meta["counts"] = [_number(w) for w in self._totals], self._counts
             text = json.dumps(meta, separators=(",", ":")).encode()
-            header = _HEADER.pack(_MAGIC, version, len(text), self.weight, self._count, self._dropped)
-            parts: list[bytes] = [header, text]
+            fields = len(text), self.weight, self._count, self._dropped
+            parts: list[bytes] = [text]
             for t, total in enumerate(self._sums):
                 source = self._template.arrays[t] if self._ints == "skip" and t not in self._averaged else total
                 parts.append(_describe.little(source))
                 if (index := self._index[t]) is not None:
                     parts.append(index.tobytes())
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
-        return b"".join([*parts, _CHECKSUM.pack(crc)])
+        return _FORMAT.seal(version, fields, parts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MeanAccumulator:
@@ -538,28 +533,10 @@ class MeanAccumulator:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or contradict themselves.
         """
+        version, (length, weight, count, dropped), body = _FORMAT.open(data)
+        text, payload = _FORMAT.split(body, length)
         try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"accumulator: expected at least {least} bytes, got {len(raw)}")
-        magic, version, meta_length, weight, count, dropped = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"accumulator: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version not in (1, 2, 3):
-            raise ValueError(f"accumulator: expected version 1, 2 or 3, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
-        if _HEADER.size + meta_length > len(body):
-            raise ValueError(
-                f"accumulator: expected {meta_length} bytes of description, got {len(body) - _HEADER.size}"
-            )
-        payload = body[_HEADER.size + meta_length :]
-        try:
-            meta = json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length]))
+            meta = json.loads(text)
             return cls._restore(version, meta, payload, weight, count, dropped)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"accumulator: the description does not hold together ({error})") from None

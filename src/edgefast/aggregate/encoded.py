@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
@@ -15,16 +14,15 @@ from edgefast import backends
 from edgefast.aggregate import _describe, _sketched
 from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import DTYPES, Template, dtype_name
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from edgefast.backends.numpy.elements import widen
 from edgefast.backends.table import BF16, Array, QuantInput, QuantSpec
 
 __all__ = ["KINDS", "Encoded", "Packed", "add_packed", "code_bytes", "is_rotated", "packed_runs", "scale_count"]
 
-_MAGIC: Final = b"EFQU"
 # magic, version, kind, bits, block, flags, length of the JSON part, seed, nonce; then JSON, tensors, CRC-32.
-_HEADER: Final = struct.Struct("<4sHBBHHIQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("encoded update", b"EFQU", (1,), struct.Struct("<4sHBBHHIQQ"))
 _COUNT: Final = struct.Struct("<Q")
 _STOCHASTIC: Final = 1
 #: Kinds and their numbers in the wire form.
@@ -218,10 +216,8 @@ class Encoded:
             meta["sketch"] = self._sketch.numbers()
         text = json.dumps(meta, separators=(",", ":")).encode()
         flags = _STOCHASTIC if self.stochastic else 0
-        pieces: list[bytes] = [
-            _HEADER.pack(_MAGIC, 1, KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce),
-            text,
-        ]
+        fields = KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce
+        pieces: list[bytes] = [text]
         if self._table is not None:
             pieces.append(_describe.little(self._table))
         for part in self._parts:
@@ -231,10 +227,7 @@ class Encoded:
                 pieces += [_COUNT.pack(len(part[0])), _describe.little(part[0]), _describe.little(part[1])]
             elif part:
                 pieces += [_describe.little(part[1]), part[0].tobytes()]
-        crc = 0
-        for piece in pieces:
-            crc = zlib.crc32(piece, crc)
-        return b"".join([*pieces, _CHECKSUM.pack(crc)])
+        return _FORMAT.seal(1, fields, pieces)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Encoded:
@@ -244,28 +237,12 @@ class Encoded:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or contradict themselves.
         """
-        try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"encoded update: expected at least {least} bytes, got {len(raw)}")
-        magic, version, number, bits, block, flags, length, seed, nonce = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"encoded update: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != 1:
-            raise ValueError(f"encoded update: expected version 1, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("encoded update: the checksum does not match; the bytes are damaged or truncated")
+        _, (number, bits, block, flags, length, seed, nonce), body = _FORMAT.open(data)
+        text, payload = _FORMAT.split(body, length)
         try:
             kind = {n: k for k, n in KINDS.items()}[number]
             _check_format(kind, bits, block, flags)
-            if _HEADER.size + length > len(body):
-                raise ValueError(f"{length} bytes of description, got {len(body) - _HEADER.size}")
-            meta = json.loads(bytes(body[_HEADER.size : _HEADER.size + length]))
-            return cls._restore(kind, bits, block, flags, seed, nonce, meta, body[_HEADER.size + length :])
+            return cls._restore(kind, bits, block, flags, seed, nonce, json.loads(text), payload)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"encoded update: the description does not hold together ({error})") from None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
 from edgefast.aggregate import _shamir
 from edgefast.aggregate._ring import FixedPoint
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.errors import ProtocolError
 
 __all__ = [
@@ -27,10 +27,8 @@ __all__ = [
     "Unmask",
 ]
 
-_MAGIC: Final = b"EFSA"
 # magic, version, type, session, sender, bytes of payload; then the payload and the CRC-32.
-_HEADER: Final = struct.Struct("<4sHBx16sQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("message", b"EFSA", (1,), struct.Struct("<4sHBx16sQQ"), ProtocolError)
 _SERVER: Final = 2**64 - 1  # as sender
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
@@ -100,7 +98,7 @@ class SecureMessage:
         """The client it comes from; 2**64 - 1 for the server."""
         return getattr(self, "client", _SERVER)
 
-    def _payload(self) -> bytes:
+    def _payload(self) -> bytes | memoryview:
         raise NotImplementedError
 
     @classmethod
@@ -110,8 +108,7 @@ class SecureMessage:
     def to_bytes(self) -> bytes:
         """Versioned, little-endian, with a checksum against accidents."""
         payload = self._payload()
-        body = _HEADER.pack(_MAGIC, 1, self._type, self.session, self.sender, len(payload)) + payload
-        return body + _CHECKSUM.pack(zlib.crc32(body))
+        return _FORMAT.seal(1, (self._type, self.session, self.sender, len(payload)), [payload])
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Self:
@@ -122,27 +119,14 @@ class SecureMessage:
             ProtocolError: the bytes are damaged, truncated, of an unknown version, of another kind of message, or
                 contradict themselves.
         """
-        try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ProtocolError(f"message: expected at least {least} bytes, got {len(raw)}")
-        magic, version, number, session, sender, length = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ProtocolError(f"message: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != 1:
-            raise ProtocolError(f"message: expected version 1, got version {version}")
-        if length != len(raw) - least:
-            raise ProtocolError(f"message: expected {length} bytes of payload, got {len(raw) - least}")
-        if zlib.crc32(raw[: -_CHECKSUM.size]) != _CHECKSUM.unpack(raw[-_CHECKSUM.size :])[0]:
-            raise ProtocolError("message: the checksum does not match; the bytes are damaged")
+        _, (number, session, sender, length), payload = _FORMAT.open(data)
+        if length != len(payload):
+            raise ProtocolError(f"message: expected {length} bytes of payload, got {len(payload)}")
         found = _types.get(number)
         if found is None or not issubclass(found, cls):
             wanted = "a message" if cls is SecureMessage else f"a message {cls.__name__}"
             raise ProtocolError(f"message: expected {wanted}, got {found.__name__ if found else f'type {number}'}")
-        reader = _Reader(raw[_HEADER.size : -_CHECKSUM.size])
+        reader = _Reader(payload)
         try:
             message = found._read(session, sender, reader)
             reader.end()
@@ -271,8 +255,8 @@ class Masked(SecureMessage):
 
     _type: ClassVar[int] = 6
 
-    def _payload(self) -> bytes:
-        return bytes(self.vector)
+    def _payload(self) -> bytes | memoryview:
+        return self.vector
 
     @classmethod
     def _read(cls, session: bytes, sender: int, reader: _Reader) -> Self:
