@@ -636,6 +636,13 @@ def test_damaged_and_hostile_messages(message: SecureMessage) -> None:
         SecureMessage.from_bytes("text")  # type: ignore[arg-type]
 
 
+def test_a_setup_of_a_model_nobody_has_costs_nothing() -> None:
+    fixed = FIXED._replace(tensors=[(np.dtype(np.float32), (2**40,)), (np.dtype(np.float64), ())], max_weight=1)
+    client = SecureClient(0, Setup(SESSION, 4, fixed).to_bytes())
+    with pytest.raises(ShapeMismatch, match=r"key 'w': expected shape \(1099511627776,\), got \(2, 3\)"):
+        client._setup.fixed.encode({"w": np.zeros((2, 3), np.float32), "b": [np.zeros(())]}, 1, False, 0)
+
+
 def test_errors_are_values_and_travel() -> None:
     error = TooFewSurvivors("mask", 3, 2)
     assert isinstance(error, SecureAggregationError)

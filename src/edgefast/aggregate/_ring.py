@@ -119,9 +119,11 @@ class FixedPoint(NamedTuple):
         return found
 
     def template(self) -> Template:
-        """Shapes and dtypes without the memory."""
-        blanks = [np.broadcast_to(np.zeros((), dtype), shape) for dtype, shape in self.tensors]
-        return Template(_describe.example(self.structure, blanks, [], 0))
+        """Shapes and dtypes without the memory: what a stranger says is compared before anything is allocated."""
+        blanks = [np.zeros(0, dtype) for dtype, _ in self.tensors]
+        template = Template(_describe.example(self.structure, blanks, [], 0))
+        template.arrays = [np.broadcast_to(np.zeros((), dtype), shape) for dtype, shape in self.tensors]
+        return template
 
     def encode(self, update: Any, weight: int, saturate: bool, client: object) -> Array:
         """The ring vector of an update.

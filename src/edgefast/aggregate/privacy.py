@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.aggregate import _policy, accounting
 from edgefast.aggregate._batch import check_count, check_number
-from edgefast.aggregate._noise import SecureRandom
+from edgefast.aggregate._noise import NOISE_TILE, SecureRandom
 from edgefast.aggregate._template import Template, dtype_name
 from edgefast.aggregate.accounting import Accountant
 from edgefast.aggregate.errors import DtypeMismatch, NonFiniteUpdate, UnequalWeights
@@ -391,7 +391,7 @@ def _float_template(example: Any, client: object) -> Template:
 def _add_noise(sums: list[NDArray[np.float64]], scale: float) -> None:
     random = SecureRandom()
     for total in sums:
-        for part in tiles(total.size, 1 << 16):
+        for part in tiles(total.size, NOISE_TILE):
             total[part] += random.on_grid(scale, part.stop - part.start)
 
 
