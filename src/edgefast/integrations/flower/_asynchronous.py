@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import random
 import time
@@ -24,6 +25,7 @@ __all__ = ["FedBuff"]
 _log = logging.getLogger("flwr")
 _FIRST_PAUSE = 0.02
 _LOOK_AROUND = 1.0  # seconds between two looks at who is there
+_CHUNK = 4  # replies asked for at once
 _AFTER_ERROR = 2.0  # seconds a node that answered with an error is left alone
 
 
@@ -146,6 +148,7 @@ class _Run:
         self.stepped = False
         self._outgoing = strategy._outgoing(self.arrays)
         self._sent: dict[str, _Sent] = {}
+        self._ready: collections.deque[Message] = collections.deque()
         self._nodes: list[int] = []
         self._looked = -_LOOK_AROUND
         self._resting: dict[int, float] = {}
@@ -187,12 +190,19 @@ class _Run:
     def collect(self) -> bool:
         """Take one reply; False when there is none."""
         self.stepped = False
-        for name in list(self._sent):
-            # One at a time: after a step the next node gets the new model.
-            for reply in self.grid.pull_messages([name]):
+        if not self._ready:
+            names = list(self._sent)
+            for begin in range(0, len(names), _CHUNK):
+                self._ready.extend(self.grid.pull_messages(names[begin : begin + _CHUNK]))
+                if self._ready:
+                    break
+        while self._ready:
+            reply = self._ready.popleft()
+            sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if sent is not None:  # else given up
                 self._last_reply = time.monotonic()
                 self._pause = _FIRST_PAUSE
-                self._accept(reply, self._sent.pop(name))
+                self._accept(reply, sent)
                 return True
         return False
 
