@@ -51,6 +51,10 @@ class QueueStatistics(NamedTuple):
         sojourn: moving average of the seconds an item spends in the queue, from 1 item in 64, or from all when there
             is a max_age; None before the first.
         time_to_drain: seconds until the queue is empty at get_rate; math.inf when nothing is being taken.
+        lost: items of a SharedQueue that went with a process that died: half written, or being read and not to be
+            redelivered.
+        redelivered: items of a SharedQueue put back because the process that was reading them died.
+        participants: handles attached to a SharedQueue.
 
     Always put_count == get_count + dropped_oldest + expired + cleared + current_buffer_used.
     """
@@ -83,6 +87,9 @@ class QueueStatistics(NamedTuple):
     get_rate: float
     sojourn: float | None
     time_to_drain: float
+    lost: int = 0
+    redelivered: int = 0
+    participants: int = 0
 
 
 def call_listeners(queue: QueueBase[Any], went_high: bool, went_low: bool) -> None:
