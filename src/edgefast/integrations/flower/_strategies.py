@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -88,6 +89,8 @@ class _Edge:
         self.buffer: int = buffer
         self.poll_interval: float = poll_interval
         self.num_threads: int | None = num_threads
+        #: Seconds the last round spent on aggregation: adding replies up, the rule, the model's bytes.
+        self.aggregation_seconds: float = 0.0
         #: The model of the round under way, as Arrays of .npy bytes.
         self._model: ArrayRecord | None = None
 
@@ -127,6 +130,7 @@ class _Edge:
         """
         rest: list[tuple[int, RecordDict]] = []
         failures = dropped = 0
+        self.aggregation_seconds = 0.0
         try:
             for reply in replies:
                 node = reply.metadata.src_node_id
@@ -135,8 +139,10 @@ class _Edge:
                     _log.info("\t> Received error in reply from node %d: %s", node, reply.error.reason)
                     continue
                 content = reply.content
+                began = time.perf_counter()
                 try:
                     take(content, _records.weight_of(content, self.weighted_by_key, node), node)  # type: ignore[attr-defined]
+                    self.aggregation_seconds += time.perf_counter() - began
                 except UpdateError as error:
                     if self.invalid == "raise":
                         raise
@@ -251,7 +257,10 @@ class _Streaming(_Edge):
         acc = self._sums.accumulator
         if not contents or acc is None:
             return None, None
-        return self._finish(acc), self._metrics(contents)
+        began = time.perf_counter()
+        arrays = self._finish(acc)
+        self.aggregation_seconds += time.perf_counter() - began
+        return arrays, self._metrics(contents)
 
     def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
         mean = acc.result()
@@ -387,6 +396,7 @@ class _Gathering(_Edge):
         models.sort(key=lambda m: m[0])
         if not self._enough(len(models)):
             return None, None
+        began = time.perf_counter()
         try:
             value, used = self._rule([m for _, m, _ in models], [w for _, _, w in models])
         except TooFewUpdates as error:
@@ -398,9 +408,11 @@ class _Gathering(_Edge):
             if isinstance(error.client, int):  # its place among the models: say which node that is
                 raise type(error).of(models[error.client][0], error.key, error.expected, error.got) from None
             raise
+        arrays = _wire.to_record(value)
+        self.aggregation_seconds += time.perf_counter() - began
         if used is not None:
             contents = [contents[i] for i in used]
-        return _wire.to_record(value), self._metrics(contents)
+        return arrays, self._metrics(contents)
 
     def _whole(self, encoded: Encoded, difference: bool, node: int) -> Any:
         """A compressed model, expanded: distances and ranks need its values."""
