@@ -80,6 +80,8 @@ public:
         return SharedSegment::inspect(path, flags, config, in_use, failure);
     }
     const SharedConfig& config() const { return segment_.config(); }
+    // Of the file, while attached.
+    int descriptor() const { return segment_.descriptor(); }
 
     // Leaves the queue: what this handle holds open is given up (reservations) or put again (views). Everything returns
     // EDGEFAST_DETACHED from now on; the memory stays mapped until the destructor.
@@ -89,6 +91,11 @@ public:
         ring_.recover(segment_.me(), !segment_.config().drop_of_dead, false, mine.journal);
         EDGEFAST_CRASH_POINT("close.recovered");
         segment_.leave();
+        notify_all();
+    }
+    // From any thread, before close(): calls under way that wait return EDGEFAST_DETACHED, as do later ones that would.
+    void stop_waiting() {
+        leaving_.store(true, std::memory_order_seq_cst);
         notify_all();
     }
     // In a forked child, before anything else there: the parent's reservations and views are the parent's. False: the
@@ -124,6 +131,24 @@ public:
         });
     }
 
+    // n messages in parts one behind the other, the first `begin` of them left out: message i is parts[ends[i - 1]] to
+    // before parts[ends[i]], together at most itemsize bytes.
+    struct Part {
+        const void* data;
+        size_t length;
+    };
+    int64_t put_parts(const Part* parts, const int64_t* ends, int64_t begin, int64_t n, int64_t deadline, int* status) {
+        return put_all(n - begin, deadline, status, [&](uint64_t slot, int64_t i) {
+            uint64_t at = 0;
+            for (int64_t p = begin + i == 0 ? 0 : ends[begin + i - 1]; p < ends[begin + i]; ++p) {
+                const uint64_t left = config().itemsize - at, bytes = parts[p].length < left ? parts[p].length : left;
+                if (bytes) std::memcpy(segment_.payload(slot) + at, parts[p].data, bytes);
+                at += bytes;
+            }
+            segment_.length(slot).store(static_cast<uint32_t>(at), std::memory_order_relaxed);
+        });
+    }
+
     // 1 to `most` records once `least` are there or `linger` (nanoseconds since the first) is over: record i goes to
     // out + i * itemsize, its length to lengths[i] unless that is null.
     int64_t get(void* out, uint32_t* lengths, int64_t most, int64_t least, int64_t deadline, int64_t linger, int* status) {
@@ -153,6 +178,37 @@ public:
     }
     // Until records are there, without taking them: how many, or 0 and why.
     int64_t await(int64_t deadline, int* status) { return await_many(1, deadline, status); }
+    // Until there are `least`.
+    int64_t await_many(int64_t least, int64_t deadline, int* status) {
+        *status = EDGEFAST_OK;
+        if (!segment_.joined()) {
+            *status = EDGEFAST_DETACHED;
+            return 0;
+        }
+        const auto attempt = [&] {
+            const int64_t n = ring_.size();
+            return n >= least ? Taken{Took::some, n} : Taken{ring_.is_down() ? Took::down : Took::none, 0};
+        };
+        Taken t = attempt();
+        if (t.outcome == Took::none) t = wait(segment_.control().items, deadline, status, &entry().empty_waits, attempt);
+        if (t.count == 0 && *status == EDGEFAST_OK && judge(t, status)) *status = EDGEFAST_EMPTY;
+        return t.count;
+    }
+    // Until there is room, without claiming it: for how many, or 0 and why.
+    int64_t await_room(int64_t deadline, int* status) {
+        *status = EDGEFAST_OK;
+        if (!segment_.joined()) {
+            *status = EDGEFAST_DETACHED;
+            return 0;
+        }
+        const auto attempt = [&] {
+            const Taken t = ring_.look_for_room(INT64_MAX, false);
+            return t.count && !ring_.any_free() ? Taken{Took::none, 0} : t;
+        };
+        const Taken t = wait(segment_.control().room, deadline, status, &entry().full_waits, attempt);
+        if (t.count == 0 && *status == EDGEFAST_OK && judge(t, status)) *status = EDGEFAST_FULL;
+        return t.count;
+    }
 
     // ---- in place --------------------------------------------------------------------------------------------------
 
@@ -491,9 +547,10 @@ private:
     bool judge(const Taken& t, int* status) const {
         if (t.outcome == Took::down) *status = EDGEFAST_SHUT_DOWN;
         if (t.outcome == Took::damaged) *status = EDGEFAST_DAMAGED;
-        if (!segment_.joined()) *status = EDGEFAST_DETACHED;
+        if (is_leaving()) *status = EDGEFAST_DETACHED;
         return *status == EDGEFAST_OK;
     }
+    bool is_leaving() const { return leaving_.load(std::memory_order_relaxed) || !segment_.joined(); }
     // Drops up to n of the oldest.
     bool drop(int64_t n, int* status) {
         uint32_t slots[kBatch];
@@ -560,21 +617,6 @@ private:
         return *status == EDGEFAST_OK;
     }
 
-    int64_t await_many(int64_t least, int64_t deadline, int* status) {
-        *status = EDGEFAST_OK;
-        if (!segment_.joined()) {
-            *status = EDGEFAST_DETACHED;
-            return 0;
-        }
-        const auto attempt = [&] {
-            const int64_t n = ring_.size();
-            return n >= least ? Taken{Took::some, n} : Taken{ring_.is_down() ? Took::down : Took::none, 0};
-        };
-        Taken t = attempt();
-        if (t.outcome == Took::none) t = wait(segment_.control().items, deadline, status, &entry().empty_waits, attempt);
-        if (t.count == 0 && *status == EDGEFAST_OK && judge(t, status)) *status = EDGEFAST_EMPTY;
-        return t.count;
-    }
     bool gather(int64_t least, int64_t deadline, int64_t linger, int* status) {
         if (await_many(1, deadline, status) == 0) return false;
         if (await_many(least, now_ns() + linger, status) == 0 && (*status == EDGEFAST_INTERRUPTED || *status == EDGEFAST_DAMAGED)) return false;
@@ -597,7 +639,7 @@ private:
         std::atomic<int64_t>& sleepers = &event == &segment_.control().items ? entry().waiting_get : entry().waiting_put;
         for (bool counted = false;;) {
             const int64_t now = now_ns();
-            if (deadline != kForever && now >= deadline) return nothing;
+            if ((deadline != kForever && now >= deadline) || is_leaving()) return nothing;
             if (now - peek(looked_) >= kLook) look_if_due();
             const uint32_t key = event.prepare();
             EDGEFAST_CRASH_POINT("wait.prepared");
@@ -609,7 +651,7 @@ private:
             const Slept slept = event.wait(key, deadline < now + kLook ? deadline : now + kLook);
             add(sleepers, -1);
             EDGEFAST_CRASH_POINT("wait.woken");
-            if (!segment_.joined()) return nothing;
+            if (is_leaving()) return nothing;
             t = attempt();
             if (t.outcome != Took::none) return t;
             if (slept == Slept::interrupted) {
@@ -694,7 +736,7 @@ private:
     Ring ring_;
     std::atomic<uint64_t> cursor_{0};
     std::atomic<int64_t> looked_{0};
-    std::atomic<bool> recovering_{false};
+    std::atomic<bool> recovering_{false}, leaving_{false};
     int spins_ = 0;
 };
 

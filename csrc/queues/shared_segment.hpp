@@ -224,6 +224,7 @@ public:
 
     const SharedConfig& config() const { return config_; }
     const SharedLayout& layout() const { return layout_; }
+    int descriptor() const { return fd_; }
     bool joined() const { return me_ != kNobody; }
     uint64_t me() const { return me_; }
     Control& control() const { return *at<Control>(layout_.control); }

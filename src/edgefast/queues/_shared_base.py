@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import math
 import os
 import re
@@ -19,6 +20,7 @@ import numpy as np
 from edgefast.queues._checks import check_choice, integer
 from edgefast.queues._exceptions import CorruptedError, ShutDown
 from edgefast.queues._record_base import POLICIES, RecordBase, _check_dtype, _check_gate, _check_shape
+from edgefast.queues._shared import MAX_DIMENSIONS, MAX_DTYPE, MAX_ITEM, MAX_PARTICIPANTS, MAX_SLOTS
 from edgefast.queues._shared_loops import SharedAsyncMethods
 from edgefast.queues._types import QueueStatistics
 
@@ -97,13 +99,12 @@ class SharedBase(SharedAsyncMethods):
         shape: tuple[int, ...]
 
         def _open_new(self, path: str, config: dict[str, Any], mode: int, /) -> None: ...
-        def _open(self, path: str, pickles: bool, /) -> None: ...
+        def _open(self, path: str, owner: int, /) -> None: ...
         def _config(self) -> dict[str, Any]: ...
         def _settings(self) -> tuple[int, int, int]: ...
         def _set_dtype(self, dtype: np.dtype[Any], shape: tuple[int, ...], /) -> None: ...
         def _configure(self, limit: int, high: int, low: int, /) -> None: ...
         def _counters(self) -> dict[str, Any]: ...
-        def _identity(self) -> tuple[int, int]: ...
         def _close(self) -> None: ...
         def _after_fork(self) -> None: ...
 
@@ -157,7 +158,7 @@ class SharedBase(SharedAsyncMethods):
             FileExistsError: there is such a queue.
             OSError: shared memory has not so much room, or cannot be had.
         """
-        capacity = integer(maxsize, "maxsize", low=1, high=_MAX_SLOTS)
+        capacity = integer(maxsize, "maxsize", low=1, high=MAX_SLOTS)
         record: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         check_choice(serializer, "serializer", ("bytes", "pickle"))
         if (itemsize is None) == (dtype is None):
@@ -170,7 +171,7 @@ class SharedBase(SharedAsyncMethods):
         else:
             if shape != ():
                 raise TypeError(f"shape: expected none without a dtype, got {shape!r}")
-            size = integer(itemsize, "itemsize", low=1, high=_MAX_ITEM)
+            size = integer(itemsize, "itemsize", low=1, high=MAX_ITEM)
         check_choice(policy, "policy", POLICIES)
         check_choice(on_consumer_death, "on_consumer_death", ("redeliver", "drop"))
         permissions = integer(mode, "mode", low=0, high=0o777)
@@ -181,7 +182,7 @@ class SharedBase(SharedAsyncMethods):
                 f"mode: expected one in which only the owner writes ({permissions & ~0o022:#o}) with serializer "
                 f"'pickle', got {permissions:#o}: who can write a pickle can run code in its reader"
             )
-        people = integer(max_participants, "max_participants", low=1, high=_MAX_PARTICIPANTS)
+        people = integer(max_participants, "max_participants", low=1, high=MAX_PARTICIPANTS)
         high, low = _check_gate(capacity, policy, high_watermark, low_watermark)
         path = path_of(secrets.token_hex(8) if name is None else name, os.geteuid())
         self = cls.__new__(cls)
@@ -194,7 +195,7 @@ class SharedBase(SharedAsyncMethods):
             "participants": people,
             "redeliver": on_consumer_death == "redeliver",
             "serializer": SERIALIZERS.index("records" if record else serializer),
-            "dtype": describe(record[0], _MAX_DTYPE) if record else "",
+            "dtype": describe(record[0], MAX_DTYPE) if record else "",
             "shape": record[1] if record else (),
         }
         self._open_new(path, config, permissions)
@@ -248,6 +249,7 @@ class SharedBase(SharedAsyncMethods):
         self._open(path, owner)
         try:
             self._begin(path, None, False)
+            self._check_name()
             if wanted is not None and wanted != self._kind:
                 raise ValueError(f"serializer: expected a queue of {wanted}, got one of {self._kind}: {self.name!r}")
             if record is not None and record != (self.dtype, self.shape):
@@ -259,6 +261,15 @@ class SharedBase(SharedAsyncMethods):
             self._close()
             raise
         return self
+
+    def _check_name(self) -> None:
+        """cleanup() or unlink() may have come between opening the file and becoming a participant."""
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._file:
+            raise FileNotFoundError(errno.ENOENT, "no SharedQueue of that name: it was removed just now", self._path)
 
     def _begin(self, path: str, creator: int | None, anonymous: bool) -> None:
         config = self._config()
@@ -281,7 +292,7 @@ class SharedBase(SharedAsyncMethods):
         self._creator = creator
         self._previous = (time.monotonic(), 0, 0)
         self._forget_watchers()
-        self._file = self._identity()
+        self._file: tuple[int, int] = config["file"]
         self._finalizer = weakref.finalize(self, _remove, path, self._file, os.getpid()) if anonymous else None
         _instances.add(self)
 
@@ -417,7 +428,7 @@ class SharedBase(SharedAsyncMethods):
             "peak_bytes": counters["peak"] * self._itemsize,
             "high_watermark": high or None,
             "low_watermark": low if high else None,
-            "sojourn": None,
+            "sojourn": None if counters["sojourn"] < 0 else counters["sojourn"],
             "put_rate": (puts - puts_then) / elapsed,
             "get_rate": get_rate,
             "time_to_drain": 0.0 if used == 0 else used / get_rate if get_rate > 0 else math.inf,
@@ -469,6 +480,8 @@ def _check_record(dtype: Any, shape: Any) -> tuple[np.dtype[Any], tuple[int, ...
     size = base.itemsize * math.prod(full)
     if size == 0:
         raise ValueError(f"dtype, shape: expected records of at least one byte, got {base} of shape {full}")
-    if size > _MAX_ITEM:
-        raise ValueError(f"dtype, shape: expected records of at most {_MAX_ITEM} bytes, got {size}")
+    if len(full) > MAX_DIMENSIONS:
+        raise ValueError(f"shape: expected at most {MAX_DIMENSIONS} dimensions, got {len(full)}")
+    if size > MAX_ITEM:
+        raise ValueError(f"dtype, shape: expected records of at most {MAX_ITEM} bytes, got {size}")
     return base, full

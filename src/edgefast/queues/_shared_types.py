@@ -12,9 +12,9 @@ class RecoveryReport(NamedTuple):
 
     Attributes:
         dead: participants that had died.
-        lost: items that went with them.
-        redelivered: items put back for others.
-        dropped: items they were about to drop, dropped.
+        lost: items they had not put yet, gone with them.
+        redelivered: items they were reading, put again.
+        dropped: the same, dropped (on_consumer_death="drop").
     """
 
     dead: int

@@ -51,12 +51,12 @@ class QueueStatistics(NamedTuple):
         sojourn: moving average of the seconds an item spends in the queue, from 1 item in 64, or from all when there
             is a max_age; None before the first.
         time_to_drain: seconds until the queue is empty at get_rate; math.inf when nothing is being taken.
-        lost: items of a SharedQueue that went with a process that died: half written, or being read and not to be
-            redelivered.
-        redelivered: items of a SharedQueue put back because the process that was reading them died.
-        participants: handles attached to a SharedQueue.
+        lost: items that went with their producer before they were in the queue (the last four: SharedQueue only).
+        redelivered: items put back because the process that was reading them died.
+        dropped_dead: the same, dropped (on_consumer_death="drop").
+        participants: handles attached.
 
-    Always put_count == get_count + dropped_oldest + expired + cleared + current_buffer_used.
+    Always put_count == get_count + dropped_oldest + dropped_dead + expired + cleared + current_buffer_used.
     """
 
     current_buffer_used: int
@@ -89,6 +89,7 @@ class QueueStatistics(NamedTuple):
     time_to_drain: float
     lost: int = 0
     redelivered: int = 0
+    dropped_dead: int = 0
     participants: int = 0
 
 
