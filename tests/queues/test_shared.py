@@ -317,7 +317,12 @@ def test_close_inside_a_block_is_refused(shared: Make) -> None:
 def test_full_empty_and_timeouts(shared: Make, kind: str) -> None:
     options, item = KINDS[kind]
     q = shared(2, **options)
-    for call in (lambda: q.get(block=False), q.get_nowait, lambda: q.get(timeout=0), lambda: q.get_many(3, timeout=0.01)):
+    for call in (
+        lambda: q.get(block=False),
+        q.get_nowait,
+        lambda: q.get(timeout=0),
+        lambda: q.get_many(3, timeout=0.01),
+    ):
         with pytest.raises(Empty):
             call()
     start = time.monotonic()
@@ -326,7 +331,11 @@ def test_full_empty_and_timeouts(shared: Make, kind: str) -> None:
     assert time.monotonic() - start >= 0.05
     assert q.put_many([item(i) for i in range(3)], block=False) == 2
     assert q.full()
-    for call in (lambda: q.put(item(3), block=False), lambda: q.put_nowait(item(3)), lambda: q.put(item(3), timeout=0.02)):
+    for call in (
+        lambda: q.put(item(3), block=False),
+        lambda: q.put_nowait(item(3)),
+        lambda: q.put(item(3), timeout=0.02),
+    ):
         with pytest.raises(Full):
             call()
     assert q.put_many([item(3)], timeout=0.02) == 0
@@ -747,7 +756,12 @@ def test_bad_items(shared: Make) -> None:
     with pytest.raises(TypeError, match="out"):
         messages.get(out=np.zeros(8, "u1"))
     records = shared(2, dtype="i8", shape=2)
-    for bad, error in ((np.zeros(2), TypeError), (np.zeros(3, "i8"), ValueError), ("x", TypeError), ([0.5, 1], TypeError)):
+    for bad, error in (
+        (np.zeros(2), TypeError),
+        (np.zeros(3, "i8"), ValueError),
+        ("x", TypeError),
+        ([0.5, 1], TypeError),
+    ):
         with pytest.raises(error, match="value: expected"):
             records.put(bad)
     with pytest.raises(ValueError, match="records: expected shape"):
@@ -765,7 +779,11 @@ def test_bad_items(shared: Make) -> None:
 
 def test_attach_checks_what_is_asked_for(shared: Make) -> None:
     attach = edgefast.queues.SharedQueue.attach
-    messages, pickles, records = shared(1, itemsize=8), shared(1, itemsize=8, serializer="pickle"), shared(1, dtype="i4")
+    messages, pickles, records = (
+        shared(1, itemsize=8),
+        shared(1, itemsize=8, serializer="pickle"),
+        shared(1, dtype="i4"),
+    )
     attach(messages.name, serializer="bytes").close()
     attach(records.name, dtype="i4").close()
     with pytest.raises(ValueError, match="serializer: expected a queue of pickle, got one of bytes"):
@@ -808,7 +826,12 @@ def test_messages_round_trip(messages: list[bytes], batch: int) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9) | st.binary(max_size=9),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
+    | st.binary(max_size=9),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )

@@ -167,7 +167,11 @@ def test_aget_many_lingers(shared: Make) -> None:
 
 
 def test_policies_and_shutdown(shared: Make) -> None:
-    full, drops, waits = shared(1, itemsize=8, policy="error"), shared(1, itemsize=8, policy="drop_oldest"), shared(1, itemsize=8)
+    full, drops, waits = (
+        shared(1, itemsize=8, policy="error"),
+        shared(1, itemsize=8, policy="drop_oldest"),
+        shared(1, itemsize=8),
+    )
 
     async def main() -> None:
         await full.aput(b"1")

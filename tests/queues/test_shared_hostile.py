@@ -81,8 +81,10 @@ def attempt(name: str) -> None:
         ]
         for call in calls:
             # What a pickle of garbage raises is the unpickler's choice; our own user wrote it.
-            with contextlib.suppress(Exception) if q.serializer == "pickle" else contextlib.suppress(
-                CorruptedError, Empty, edgefast.queues.Full, ShutDown, TypeError
+            with (
+                contextlib.suppress(Exception)
+                if q.serializer == "pickle"
+                else contextlib.suppress(CorruptedError, Empty, edgefast.queues.Full, ShutDown, TypeError)
             ):
                 call()
 
@@ -99,9 +101,7 @@ def test_flipped_header_bytes(shared: Make, planted: Callable[[bytes], str], opt
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", OPTIONS[:1] + OPTIONS[2:], ids=str)
-def test_overwritten_state(
-    shared: Make, planted: Callable[[bytes], str], options: dict[str, Any], seed: int
-) -> None:
+def test_overwritten_state(shared: Make, planted: Callable[[bytes], str], options: dict[str, Any], seed: int) -> None:
     """Behind a valid header: words of the ring, the states, the lengths, with what hurts most."""
     good = path_of(filled(shared, options).name).read_bytes()
     rng = random.Random(seed)

@@ -104,7 +104,10 @@ def test_shutdown_wakes_the_sleepers_of_other_processes(shared: Make, what: str)
     q, answers = shared(2, itemsize=8, high_watermark=2), shared(8, itemsize=50)
     if what in ("put", "put_many", "reserve", "wait_writable"):
         q.put_many([b"a", b"b"])
-    with process("fork", shared_workers.wait_in, q, what, answers), process("fork", shared_workers.wait_in, q, what, answers):
+    with (
+        process("fork", shared_workers.wait_in, q, what, answers),
+        process("fork", shared_workers.wait_in, q, what, answers),
+    ):
         assert [answers.get(timeout=60) for _ in range(2)] == [b"ready"] * 2
         time.sleep(0.05)
         q.shutdown()
@@ -253,7 +256,9 @@ def soak(shared: Make, folder: Path, seconds: float, seed: int) -> int:
         nonlocal number
         number += 1
         if kind == "produce":
-            p = multiprocessing.get_context("fork").Process(target=shared_workers.produce, args=(q.name, number, number))
+            p = multiprocessing.get_context("fork").Process(
+                target=shared_workers.produce, args=(q.name, number, number)
+            )
         else:
             logs.append(folder / f"{seed}-{number}.log")
             p = multiprocessing.get_context("fork").Process(

@@ -1,13 +1,12 @@
-"""One device's work: a source that sketches what it measures, a queue, a local trainer. In a thread or a process."""
+"""One device's work: what it measures is sketched, queued and trained on. The same in a thread and in a process."""
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from edgefast.federated.depths import Depths
 from edgefast.federated.plan import Parameters, Shard
 from edgefast.federated.training import SoftmaxTrainer
+from edgefast.pipeline import Pipeline, PipelineError, Stage
 from edgefast.queues import Queue, ShutDown
 
 __all__ = ["Device", "DeviceReport", "StageTotals", "Stopped", "Update"]
@@ -28,7 +28,7 @@ Batch = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 class Stopped(Exception):
-    """The device was asked to end: its queue is shut down."""
+    """The device was asked to end: its pipeline is shut down."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,7 +45,7 @@ class DeviceReport:
 
     Attributes:
         sketch: rows sketched and the seconds that took.
-        queue: batches put into the queue and the CPU seconds of the puts.
+        queue: batches put into the queue and the CPU seconds of passing them on.
         train: rows trained on and the seconds that took.
         dropped: batches the queue dropped.
         full_waits, empty_waits, high_events, peak: of the queue's statistics.
@@ -81,7 +81,7 @@ class Update:
 
 
 class Device:
-    """A shard, the source that streams it, and the trainer behind a queue.
+    """A shard, the source that streams it, and a pipeline of two stages: sketch and train.
 
     `fit` may be called from any thread, one call at a time.
 
@@ -94,15 +94,36 @@ class Device:
     def __init__(self, shard: Shard, *, sampled: bool = False, publish: bool = False) -> None:
         self.index: int = shard.index
         self.rows: int = len(shard.y)
-        #: (seconds, depth) after every put and get of the first round, for the device that is traced.
+        #: (seconds, depth) at every batch sketched and trained of the first round, for the device that is traced.
         self.trace: list[tuple[float, int]] = []
         config = shard.config
         high, low = config.watermarks
-        self.queue: Queue[Any] = Queue(config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low)
         self._shard = shard
         self._report = DeviceReport()
         self._depths = Depths(_MAX_DEPTHS) if sampled else None
-        self._source = ThreadPoolExecutor(1, thread_name_prefix="edgefast-source")
+        self._number = 0
+        self._trainer: SoftmaxTrainer | None = None
+        self._done: Future[None] = Future()
+        self._last = 0.0
+        # One worker a stage keeps the order by itself. The limit is the high watermark: a gate is as hard as a limit.
+        self._pipeline = Pipeline(
+            [
+                Stage(self._sketch, name="sketch", ordered=False, maxsize=config.queue_size),
+                Stage(
+                    self._train,
+                    name="train",
+                    ordered=False,
+                    maxsize=high,
+                    low_watermark=low,
+                    policy=config.policy,
+                ),
+            ],
+            adapt="none",
+            name=f"device-{shard.index}",
+            publish=publish,
+        )
+        #: The queue between source and trainer.
+        self.queue: Queue[Any] = self._pipeline._core.stages[-1].queue
 
     def fit(self, number: int, model: Parameters) -> Update:
         """One round: everything the source brings, from the global model on.
@@ -114,25 +135,19 @@ class Device:
         Raises:
             Stopped: `stop` was called.
         """
-        trainer = SoftmaxTrainer(model, self._shard.step)
-        clock = time.thread_time
-        totals = self._report.train
-        # Context variables carry the backend into the thread.
-        source = self._source.submit(contextvars.copy_context().run, self._stream, number)
-        while True:
-            try:
-                item = self.queue.get()
-            except ShutDown:
+        trainer = self._trainer = SoftmaxTrainer(model, self._shard.step)
+        self._number = number
+        self._done = done = Future()
+        try:
+            for batches in self._source(number):
+                self._pipeline.submit_many(batches)
+            if self._shard.config.policy != "block":
+                self._pipeline.join()  # the end must neither be dropped nor replace a batch
+            self._pipeline.submit(_END)
+        except (PipelineError, ShutDown):
+            if not done.done():
                 raise Stopped from None
-            self.queue.task_done()
-            if item is _END:
-                break
-            self._note(number)
-            began = clock()
-            trainer.train(*item)
-            totals.seconds += clock() - began
-            totals.items += len(item[1])
-        source.result()
+        done.result()
         return Update(self.index, number, trainer.model, trainer.rows, trainer.loss)
 
     def report(self) -> DeviceReport:
@@ -153,46 +168,74 @@ class Device:
 
     def stop(self) -> None:
         """End a `fit` under way, which raises Stopped; the queue's items are discarded. From any thread."""
-        self.queue.shutdown(immediate=True)
+        self._pipeline.shutdown(immediate=True)
+        self._end(Stopped())
 
     def close(self) -> None:
         """Wait for the device's threads; after the last `fit` or `stop`."""
-        self._source.shutdown()
+        self._pipeline.shutdown(immediate=True)
+        with contextlib.suppress(PipelineError):
+            self._pipeline.join()
 
-    def batches(self, number: int) -> Iterator[Batch]:
-        """The source of one round: shuffled mini-batches, sketched where they are born."""
-        shard, config = self._shard, self._shard.config
-        clock = time.thread_time
-        sketch, queue = self._report.sketch, self._report.queue
+    # ---- the stages --------------------------------------------------------------------------------------------------
+
+    def _source(self, number: int) -> Iterator[list[NDArray[np.int64]]]:
+        """The rows of every mini-batch, an epoch at a time."""
+        config = self._shard.config
         rng = np.random.Generator(np.random.Philox(key=[config.seed, 3], counter=[0, 0, number, self.index]))
         for _ in range(config.epochs):
             order = rng.permutation(self.rows)
-            for start in range(0, self.rows, config.batch):
-                rows = order[start : start + config.batch]
-                began = clock()
-                Z = shard.operator.transform(shard.scaler.transform(shard.X[rows]), num_threads=1)
-                sketched = clock()
-                yield Z, shard.y[rows]  # resumed when the batch has been put
-                self._note(number)
-                if self._depths is not None:
-                    self._depths.add(time.perf_counter(), self.queue.qsize())
-                queue.seconds += clock() - sketched
-                queue.items += 1
-                sketch.seconds += sketched - began
-                sketch.items += len(rows)
+            yield [order[start : start + config.batch] for start in range(0, self.rows, config.batch)]
 
-    def _stream(self, number: int) -> None:
+    def _sketch(self, rows: NDArray[np.int64] | None) -> Batch | None:
+        """Rows standardised and sketched where they are born."""
+        began = time.thread_time()
         try:
-            for batch in self.batches(number):
-                self.queue.put(batch)
-        except ShutDown:
-            return
+            if rows is _END:
+                return _END
+            shard, report = self._shard, self._report
+            # What this thread did since the call before: it put that one's batch into the queue and took these rows.
+            if report.queue.items:
+                report.queue.seconds += began - self._last
+            report.queue.items += 1
+            self._note()
+            if self._depths is not None:
+                self._depths.add(time.perf_counter(), self.queue.qsize())
+            Z = shard.operator.transform(shard.scaler.transform(shard.X[rows]), num_threads=1)
+            report.sketch.items += len(rows)
+            return Z, shard.y[rows]
+        except BaseException as error:
+            self._end(error)
+            raise
         finally:
-            with contextlib.suppress(ShutDown):
-                if self._shard.config.policy != "block":
-                    self.queue.join()  # the end must neither be dropped nor replace a batch
-                self.queue.put(_END)  # also after an error, so that the trainer does not wait for ever
+            self._last = time.thread_time()
+            self._report.sketch.seconds += self._last - began
 
-    def _note(self, number: int) -> None:
-        if number == 0 and self._shard.traced and len(self.trace) < _MAX_TRACE:
+    def _train(self, batch: Batch | None) -> None:
+        """One step of the local model."""
+        began = time.thread_time()
+        try:
+            if batch is _END:
+                self._end(None)
+                return
+            assert self._trainer is not None
+            self._note()
+            self._trainer.train(*batch)
+            self._report.train.items += len(batch[1])
+        except BaseException as error:
+            self._end(error)
+            raise
+        finally:
+            self._report.train.seconds += time.thread_time() - began
+
+    def _end(self, error: BaseException | None) -> None:
+        """The round is over."""
+        with contextlib.suppress(InvalidStateError):  # it was already
+            if error is None:
+                self._done.set_result(None)
+            else:
+                self._done.set_exception(error)
+
+    def _note(self) -> None:
+        if self._number == 0 and self._shard.traced and len(self.trace) < _MAX_TRACE:
             self.trace.append((time.perf_counter(), self.queue.qsize()))

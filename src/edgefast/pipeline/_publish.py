@@ -97,7 +97,7 @@ class _Publisher:
         self._sources: dict[int, weakref.ref[Any]] = {}
         self._counted: dict[tuple[int, str], tuple[float, int, int]] = {}
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._wake = threading.Event()
         self._slot: _slots.Slot | None = None
 
     def add(self, source: _Source) -> None:
@@ -109,39 +109,28 @@ class _Publisher:
                 del self._counted[counted]  # of an earlier source at this address
             self._sources[key] = weakref.ref(source, lambda _: self._sources.pop(key, None))
             if self._thread is None:
-                self._stop = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stop,), name="edgefast-publish", daemon=True
-                )
+                self._wake.clear()
+                self._thread = threading.Thread(target=self._run, name="edgefast-publish", daemon=True)
                 self._thread.start()
+                # Children of multiprocessing end without atexit.
+                util = sys.modules.get("multiprocessing.util")
+                if util is not None:
+                    util.Finalize(None, self.close, exitpriority=10)
 
     def remove(self, source: _Source) -> None:
         with self._lock:
             self._sources.pop(id(source), None)
-            thread = self._thread
-            if self._sources or thread is None:
-                return
-            self._stop.set()
-            self._thread = None
-        if thread is not threading.current_thread():
-            thread.join()
-        with self._lock:
-            if self._thread is None and self._slot is not None:
-                self._slot.close()
-                self._slot = None
-                self._counted.clear()
+            if not self._sources:
+                self._wake.set()
 
     def close(self) -> None:
         """At the end of the process."""
         with self._lock:
             self._sources.clear()
-            self._stop.set()
-            self._thread, thread = None, self._thread
+            self._wake.set()
+            thread = self._thread
         if thread is not None:
             thread.join(1)
-        if self._slot is not None:
-            self._slot.close()
-            self._slot = None
 
     def forget(self) -> None:
         """In a forked child, where neither the thread nor the sources' threads live on."""
@@ -149,32 +138,32 @@ class _Publisher:
             self._slot.forget()
         self.__init__()
 
-    def _run(self, stop: threading.Event) -> None:
+    def _run(self) -> None:
         reported = False
         # The first picture after a moment, when all that starts together is there.
         pause = 0.05
-        while not stop.wait(pause):
+        while True:
+            self._wake.wait(pause)
             pause = _PERIOD
             with self._lock:
-                if not self._sources:  # collected without a goodbye
+                if not self._sources:
                     if self._slot is not None:
                         self._slot.close()
                         self._slot = None
+                    self._counted.clear()
                     self._thread = None
                     return
+                self._wake.clear()
             data = self._picture()
             try:
-                with self._lock:
-                    if self._slot is None:
-                        self._slot = _slots.Slot()
-                    slot = self._slot
-                slot.write(data)
+                if self._slot is None:
+                    self._slot = _slots.Slot()
+                self._slot.write(data)
             except OSError as error:
                 # Somebody cleaned up, or the disk is full: the pipelines go on, and so do the attempts.
-                with self._lock:
-                    if self._slot is not None:
-                        self._slot.close()
-                        self._slot = None
+                if self._slot is not None:
+                    self._slot.close()
+                    self._slot = None
                 if not reported:
                     _log.warning("cannot publish statistics: %s", error)
                     reported = True
@@ -242,14 +231,17 @@ def publish(source: _Source) -> None:
     Args:
         source: anything whose statistics() gives PipelineStatistics or QueueStatistics; held weakly.
 
-    Raises:
-        OSError: the private folder cannot be made, or is not this user's alone.
+    Where that cannot be, because the private folder cannot be made or is not this user's alone, the log says why: what
+    shows the work must not stop it.
     """
-    _publisher.add(source)
+    try:
+        _publisher.add(source)
+    except OSError as error:
+        _log.warning("cannot publish statistics: %s", error)
 
 
 def unpublish(source: _Source) -> None:
-    """Show it no more; nothing happens when it was not published."""
+    """Show it no more, within a moment; nothing happens when it was not published."""
     _publisher.remove(source)
 
 

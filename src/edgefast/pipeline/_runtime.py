@@ -10,6 +10,7 @@ failed stage and closes the one behind it, so that what has passed is still done
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import threading
@@ -152,8 +153,10 @@ class Edge:
             self.max_limit = self.min_limit = 1
         self.limit = min(self.max_limit, max(self.min_limit, FIRST_LIMIT)) if adapts else self.max_limit
         self.policy = policy
-        if policy in ("block", "error"):
-            self.ratio = 0.5 if low is None else low / self.max_limit
+        if low is not None:
+            self.ratio = low / self.max_limit
+        elif policy in ("block", "error"):
+            self.ratio = 0.5
         else:
             self.ratio = 1.0  # dropping needs no runs: accept again as soon as there is room
         self.queue: Queue[Any] = Queue(
@@ -433,9 +436,7 @@ class Reader(Edge):
     """The queue of outputs in front of whoever reads them; several may follow each other."""
 
     def __init__(self, core: Core, limit: int | None, adapts: bool) -> None:
-        super().__init__(
-            OUTPUT, adapts, max_bytes=core.max_bytes, sizer=core.sizer if core.max_bytes else None
-        )
+        super().__init__(OUTPUT, adapts, max_bytes=core.max_bytes, sizer=core.sizer if core.max_bytes else None)
         if limit is not None:
             self.set_limit(limit)
         self.state = STARVED
@@ -503,8 +504,10 @@ class Core:
         self.error_seen = False
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
+        self.on_started: list[Callable[[], object]] = []
         self.on_closed: list[Callable[[], object]] = []
         self.decisions: deque[Decision] = deque(maxlen=_DECISIONS)
+        self.context = contextvars.Context()
         self.began = 0.0
         self.ended = 0.0
         self._delivered = 0  # by readers that are gone
@@ -531,6 +534,7 @@ class Core:
             if self.state != "idle":
                 return
             self.state = "running"
+            self.context = contextvars.copy_context()
             self.began = clock()
             self._emitted_before = (self.began, 0)
         try:
@@ -545,6 +549,8 @@ class Core:
             if self.step is not None or self.observers:
                 self._control = threading.Thread(target=self._control_loop, name=f"{self.name}-control", daemon=True)
                 self._control.start()
+            for call in self.on_started:
+                call()
         except BaseException as error:
             self.fail(self.stages[0], error)
             raise
@@ -576,7 +582,9 @@ class Core:
                 self.fail(worker.stage, error)
                 worker.stage.ended(worker)
             return
-        thread = threading.Thread(target=worker.run, name=name, daemon=True)  # type: ignore[attr-defined]
+        # Context variables of who started the pipeline hold in its workers, such as the backend of array kernels.
+        run = self.context.copy().run
+        thread = threading.Thread(target=run, args=(worker.run,), name=name, daemon=True)  # type: ignore[attr-defined]
         self.threads.add(thread)
         try:
             thread.start()
@@ -754,9 +762,7 @@ class Core:
         if self.max_bytes is not None:
             began = clock()
             size = queue._size_of(item)
-            if not self.has_bytes(size) and not (
-                block and self.wait(lambda: self.has_bytes(size), timeout)
-            ):
+            if not self.has_bytes(size) and not (block and self.wait(lambda: self.has_bytes(size), timeout)):
                 raise Full
             if timeout is not None:
                 timeout = max(0.0, timeout - (clock() - began))

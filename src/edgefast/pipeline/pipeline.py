@@ -11,7 +11,7 @@ import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
-from edgefast.pipeline import _runtime
+from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
 from edgefast.pipeline._runtime import OUTPUT, Core, clock
 from edgefast.pipeline._types import Decision, PipelineStatistics, StageSample
@@ -76,6 +76,8 @@ class Pipeline:
         name: shown in errors, thread names and statistics.
         on_progress: on_progress(statistics), called by the control thread once a period and at the end.
         period: seconds between two looks of the controller.
+        publish: show the pipeline in `edgefast top`, from its first item to its end; None asks the environment variable
+            EDGEFAST_PUBLISH (1 or 0). Where that cannot be, the log says why.
 
     Leaving the with block finishes what was submitted, or drops it if an exception leaves it. A pipeline that is
     dropped without is stopped, with a ResourceWarning.
@@ -105,6 +107,7 @@ class Pipeline:
         name: str | None = None,
         on_progress: Callable[[PipelineStatistics], object] | None = None,
         period: float = 0.2,
+        publish: bool | None = None,
     ) -> None:
         specs = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         if not specs:
@@ -139,6 +142,9 @@ class Pipeline:
         )
         core.pool_size = None if pool is None else integer(pool, "pool", low=1, high=10_000)
         core.start_method = start_method
+        if _publish.wanted(publish):
+            core.on_started.append(lambda: _publish.publish(core))
+            core.on_closed.append(lambda: _publish.unpublish(core))
         if scheduler == "max_weight":
             for stage in core.stages:
                 if stage.backend != "thread":

@@ -105,7 +105,9 @@ class Stage:
             raise ValueError(f"linger: expected 0 with batch=1, got {linger!r}")
         self.ordered = bool(ordered)
         self.maxsize = None if maxsize is None else integer(maxsize, "maxsize", low=1, high=1 << 62)
-        self.low_watermark = None if low_watermark is None else integer(low_watermark, "low_watermark", low=0, high=1 << 62)
+        self.low_watermark = (
+            None if low_watermark is None else integer(low_watermark, "low_watermark", low=0, high=1 << 62)
+        )
         if self.low_watermark is not None and (self.maxsize is None or self.low_watermark >= self.maxsize):
             raise ValueError(f"low_watermark: expected below maxsize ({self.maxsize}), got {low_watermark}")
         check_choice(policy, "policy", get_args(Policy))
