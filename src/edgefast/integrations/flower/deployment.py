@@ -23,7 +23,7 @@ __all__ = ["Deployment", "DeploymentError"]
 
 _HOST = "127.0.0.1"
 _CONNECTION = "edgefast-local"
-_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+_GRACE = 1.5  # seconds from SIGTERM to SIGKILL; a SuperNode takes 3 to say goodbye
 _POLL = "0.1"  # seconds between two looks of Flower's SuperExec for work; its default of 1 s is for machines far apart
 
 
