@@ -201,9 +201,7 @@ def test_flower_missing_or_old_is_one_line(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setitem(sys.modules, "flwr", None)
     status, out, err = call(capsys, "run", "--engine", "flower", "--json")
     assert (status, out) == (2, "")
-    assert err.splitlines()[-1] == (
-        "edgefast run: error: --engine flower needs Flower; pip install 'edgefast[flower]'"
-    )
+    assert err.splitlines()[-1] == ("edgefast run: error: --engine flower needs Flower; pip install 'edgefast[flower]'")
     monkeypatch.setitem(sys.modules, "flwr", types.SimpleNamespace(__version__="1.22.0"))
     status, out, err = call(capsys, "run", "--engine", "flower", "--json")
     assert (status, out) == (2, "")

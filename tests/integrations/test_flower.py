@@ -18,6 +18,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 pytestmark = pytest.mark.engine
 pytest.importorskip("flwr.serverapp.strategy")
 
+# ruff: noqa: E402
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as theirs
@@ -82,7 +83,7 @@ def close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
         np.testing.assert_allclose(x[k], y[k], rtol=rtol, atol=atol, err_msg=k)
 
 
-# ---- digits, as a ClientApp --------------------------------------------------------------------------------------------
+# ---- digits, as a ClientApp ------------------------------------------------------------------------------------------
 
 
 def shards(count: int) -> list[tuple[Any, Any]]:
@@ -109,7 +110,9 @@ def fitted(model: dict[str, Any], X: Any, y: Any, steps: int = 20, rate: float =
     return {"w": W, "b": b}
 
 
-def digits_app(mods: list[Any] | None = None, nodes: int = 4, spoil: Callable[[int, Any], Any] | None = None) -> ClientApp:
+def digits_app(
+    mods: list[Any] | None = None, nodes: int = 4, spoil: Callable[[int, Any], Any] | None = None
+) -> ClientApp:
     data = shards(nodes)
     app = ClientApp(mods=mods or [])
 
@@ -140,7 +143,7 @@ def trained(strategy: Any, app: ClientApp, nodes: int = 4, rounds: int = 3, grid
     return strategy.start(grid or ours.LocalGrid(app, nodes), start_model(), num_rounds=rounds, timeout=30, **options)
 
 
-# ---- the function ------------------------------------------------------------------------------------------------------
+# ---- the function ----------------------------------------------------------------------------------------------------
 
 
 def test_five_replies_as_flower_averages_them() -> None:
@@ -177,7 +180,10 @@ def test_headers_of_other_writers_are_read_too() -> None:
     text = data[10:128]
     longer = b"\x93NUMPY\x02\x00" + (len(text) + 62).to_bytes(4, "little") + text[:-1] + b" " * 62 + b"\n" + data[128:]
     plain[2]["arrays"]["w"] = Array("float32", (7, 5), "numpy.ndarray", longer)
-    close(ours.aggregate_arrayrecords(plain, "num-examples"), theirs.strategy_utils.aggregate_arrayrecords(plain, "num-examples"))
+    close(
+        ours.aggregate_arrayrecords(plain, "num-examples"),
+        theirs.strategy_utils.aggregate_arrayrecords(plain, "num-examples"),
+    )
 
 
 def test_other_stypes_go_through_their_own_numpy() -> None:
@@ -195,7 +201,11 @@ def test_other_stypes_go_through_their_own_numpy() -> None:
 
 
 BAD: dict[str, tuple[Callable[[], RecordDict], type[Exception], str]] = {
-    "shape": (lambda: content({"w": np.zeros(4, np.float32)}), ShapeMismatch, r"key 'w': expected shape \(3,\), got \(4,\)"),
+    "shape": (
+        lambda: content({"w": np.zeros(4, np.float32)}),
+        ShapeMismatch,
+        r"key 'w': expected shape \(3,\), got \(4,\)",
+    ),
     "broadcast": (lambda: content({"w": np.zeros((1, 3), np.float32)}), ShapeMismatch, "key 'w'"),
     "dtype": (lambda: content({"w": np.zeros(3)}), DtypeMismatch, "expected float32, got float64"),
     "key": (lambda: content({"v": np.zeros(3, np.float32)}), StructureMismatch, "missing 'w'; unexpected 'v'"),
@@ -207,8 +217,16 @@ BAD: dict[str, tuple[Callable[[], RecordDict], type[Exception], str]] = {
         "'num-examples': expected a metric of this name",
     ),
     "list": (lambda: content({"w": np.zeros(3, np.float32)}, [1.0]), StructureMismatch, "a list of 1"),  # type: ignore[arg-type]
-    "no metrics": (lambda: RecordDict({"a": content({"w": np.zeros(3, np.float32)})["arrays"]}), StructureMismatch, "one MetricRecord, got 0"),
-    "no arrays": (lambda: RecordDict({"m": MetricRecord({"num-examples": 1})}), StructureMismatch, "one ArrayRecord, got 0"),
+    "no metrics": (
+        lambda: RecordDict({"a": content({"w": np.zeros(3, np.float32)})["arrays"]}),
+        StructureMismatch,
+        "one MetricRecord, got 0",
+    ),
+    "no arrays": (
+        lambda: RecordDict({"m": MetricRecord({"num-examples": 1})}),
+        StructureMismatch,
+        "one ArrayRecord, got 0",
+    ),
     "negative": (lambda: content({"w": np.zeros(3, np.float32)}, -1), ValueError, "weight"),
 }
 
@@ -230,7 +248,7 @@ def test_no_weight_at_all() -> None:
         ours.aggregate_arrayrecords([], "num-examples")
 
 
-# ---- accelerate --------------------------------------------------------------------------------------------------------
+# ---- accelerate ------------------------------------------------------------------------------------------------------
 
 
 def test_accelerate_replaces_every_name_and_undoes_it() -> None:
@@ -331,7 +349,7 @@ def test_select_multikrum_is_bulyans_rule_and_right_where_flowers_is_not() -> No
     assert bad[2] not in ours.select_multikrum(bad, 1, 3)
 
 
-# ---- streaming ---------------------------------------------------------------------------------------------------------
+# ---- streaming -------------------------------------------------------------------------------------------------------
 
 
 class Slow(ours.LocalGrid):
@@ -351,7 +369,6 @@ class Slow(ours.LocalGrid):
             return []
         made = list(super().pull_messages([names[self.rng.integers(len(names))]]))
         self.pulled += [weakref.ref(m) for m in made]
-        gc.collect()
         self.most = max(self.most, sum(ref() is not None for ref in self.pulled))
         return made
 
@@ -369,9 +386,7 @@ def test_replies_are_dropped_as_they_are_used() -> None:
 
 def test_reproducible_whatever_the_order() -> None:
     app = digits_app(nodes=9)
-    found = [
-        trained(ours.FedAvg(accumulate="reproducible"), app, 9, grid=Slow(app, 9, order=i)) for i in range(3)
-    ]
+    found = [trained(ours.FedAvg(accumulate="reproducible"), app, 9, grid=Slow(app, 9, order=i)) for i in range(3)]
     for other in found[1:]:
         for k in ("w", "b"):
             assert other.arrays[k].data == found[0].arrays[k].data
@@ -459,7 +474,7 @@ def test_error_replies_are_counted_and_left_out(caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize("name", [n for n in BAD if n != "negative"])
 @pytest.mark.parametrize("first", [True, False])
 def test_bad_replies_in_a_strategy(name: str, first: bool) -> None:
-    make, error, message = BAD[name]
+    make, error, _ = BAD[name]
     model = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
     good = [content({"w": np.full(3, v, np.float32)}, w) for v, w in ((1.0, 1), (4.0, 2))]
     batch = [make(), *good] if first else [*good, make()]
@@ -486,7 +501,7 @@ def test_options_are_checked() -> None:
         ours.FedAdam().aggregate_train(1, replies([content({"w": np.zeros(3)})]))
 
 
-# ---- compressed replies --------------------------------------------------------------------------------------------------
+# ---- compressed replies ----------------------------------------------------------------------------------------------
 
 QUANTIZERS = {
     "int8": Quantizer("int8"),
@@ -626,13 +641,15 @@ def test_damaged_forms_name_the_node(stype: str, message: str) -> None:
     both = content({"w": Array("uint8", (0,), "edgefast.encoded", b""), "v": np.zeros(3)})
     with pytest.raises(StructureMismatch, match="2 Arrays"):
         strategy.aggregate_train(1, replies([both]))
-    mixed = [content(dict(_wire.from_encoded(Quantizer("int8").encode({"w": np.ones(3, np.float32)}), difference=True)))]
+    mixed = [
+        content(dict(_wire.from_encoded(Quantizer("int8").encode({"w": np.ones(3, np.float32)}), difference=True)))
+    ]
     mixed.append(content({"w": np.zeros(3, np.float32)}))
     with pytest.raises(StructureMismatch, match="expected a difference, as from the nodes before it, got a model"):
         strategy.aggregate_train(1, replies(mixed))
 
 
-# ---- bfloat16 and sums ---------------------------------------------------------------------------------------------------
+# ---- bfloat16 and sums -----------------------------------------------------------------------------------------------
 
 
 def test_bfloat16_both_ways() -> None:
@@ -689,7 +706,7 @@ def test_sums_of_a_gateway_are_exact() -> None:
         tiers.aggregate_train(1, replies([content(dict(_wire.from_sums(other)))]))
 
 
-# ---- robust ----------------------------------------------------------------------------------------------------------------
+# ---- robust ----------------------------------------------------------------------------------------------------------
 
 ROBUST: dict[str, tuple[Any, ...]] = {
     "median": ("median",),
@@ -722,9 +739,9 @@ def test_robust_is_the_function_and_leaves_the_replies_alone() -> None:
     m = models(7, seed=5)
     batch = replies([content(x, w + 1) for w, x in enumerate(m)])
     before = [values(r.content["arrays"]) for r in batch]
-    found, _ = ours.RobustStrategy(
-        "geometric_median", weighted=True, before=("nnm", {"f": 1})
-    ).aggregate_train(1, batch)
+    found, _ = ours.RobustStrategy("geometric_median", weighted=True, before=("nnm", {"f": 1})).aggregate_train(
+        1, batch
+    )
     expected = aggregate.geometric_median(aggregate.nnm(m, 1), [1, 2, 3, 4, 5, 6, 7])
     for k in expected:
         assert np.array_equal(found[k].numpy(), expected[k])
@@ -760,7 +777,7 @@ def test_robust_arguments_and_too_few() -> None:
     close(one, few[0]["arrays"])
 
 
-# ---- asynchronous ----------------------------------------------------------------------------------------------------------
+# ---- asynchronous ----------------------------------------------------------------------------------------------------
 
 
 def test_asynchronous_training() -> None:
@@ -800,7 +817,7 @@ def test_asynchronous_steps_are_the_paper_formula() -> None:
 
     start = ArrayRecord({"x": Array(np.zeros(2, np.float32)), "n": Array(np.array(0))})
     result = ours.FedBuff(1, server_learning_rate=0.5).start(InTurn(app, 2), start, num_rounds=3, timeout=20)
-    # Node 1: fresh, +1. Node 2: one step old, +2 / sqrt(2). Node 1 again: its model was sent after step 1, +1 / sqrt(2).
+    # Node 1: fresh, +1. Node 2: a step old, +2 / sqrt(2). Node 1 again: its model was sent after step 1, +1 / sqrt(2).
     expected = 0.5 * (1 + 2 / 2**0.5 + 1 / 2**0.5)
     np.testing.assert_allclose(result.arrays["x"].numpy(), expected, rtol=1e-6)
     assert result.arrays["n"].dtype == "int64"
@@ -847,7 +864,7 @@ def test_asynchronous_arguments() -> None:
         ours.FedBuff(2.5)  # type: ignore[arg-type]
 
 
-# ---- local grid ------------------------------------------------------------------------------------------------------------
+# ---- local grid ------------------------------------------------------------------------------------------------------
 
 
 def test_local_grid_keeps_state_and_isolates_nodes() -> None:

@@ -23,10 +23,11 @@ pytest.importorskip("sklearn")
 if tuple(map(int, flwr.__version__.split(".")[:2])) < (1, 41):
     pytest.skip("needs the SuperLink's HTTP API", allow_module_level=True)
 
+# ruff: noqa: E402
 from edgefast.federated import RunConfig, run
 from edgefast.integrations.flower.deployment import Deployment, DeploymentError, write_app
 
-APP = '''
+APP = """
 import json, os, time
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def main(grid, context):
     np.savez(folder / "model.npz", **{k: a.numpy() for k, a in result.arrays.items()})
     (folder / "part").write_text(json.dumps({"rounds": rounds, "seconds": seconds}))
     os.replace(folder / "part", folder / "result.json")
-'''
+"""
 
 
 def wait_for(path: Path, what: Callable[[], str], process: subprocess.Popen[bytes], seconds: float = 110) -> None:

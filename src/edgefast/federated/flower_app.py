@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 
 from edgefast import backends
 from edgefast.aggregate import MeanAccumulator
@@ -25,6 +22,17 @@ from edgefast.federated.device import Device, DeviceReport
 from edgefast.federated.plan import Parameters, Shard
 from edgefast.federated.training import Scaler
 from edgefast.integrations.flower import FedAvg, _wire
+from edgefast.integrations.flower._flwr import (
+    ArrayRecord,
+    Context,
+    Grid,
+    Message,
+    MetricRecord,
+    RecordDict,
+    app,
+    clientapp,
+    serverapp,
+)
 from edgefast.sketch import SketchOperator
 
 __all__ = ["client", "read_job", "read_report", "server", "write_atomically"]
@@ -65,7 +73,7 @@ def _shard(folder: Path, job: dict[str, Any], index: int) -> Shard:
 
 # ---- the devices of a node -------------------------------------------------------------------------------------------
 
-client = ClientApp()
+client: Any = clientapp.ClientApp()
 
 
 @client.train()
@@ -92,8 +100,8 @@ def _train(message: Message, context: Context) -> Message:
             rows["loss"].append(update.loss)
             for key, value in _flat(device.report()).items():
                 rows.setdefault(key, []).append(value)
-    metrics = MetricRecord({"num-examples": sums.weight, **rows})
-    return Message(RecordDict({"arrays": _wire.from_sums(sums), "metrics": metrics}), reply_to=message)
+    metrics = app.MetricRecord({"num-examples": sums.weight, **rows})
+    return app.Message(app.RecordDict({"arrays": _wire.from_sums(sums), "metrics": metrics}), reply_to=message)
 
 
 def _flat(report: DeviceReport) -> dict[str, float]:
@@ -117,7 +125,7 @@ def read_report(total: DeviceReport, one: dict[str, float]) -> None:
 
 # ---- the server ------------------------------------------------------------------------------------------------------
 
-server = ServerApp()
+server: Any = serverapp.ServerApp()
 
 
 class _Strategy(FedAvg):
@@ -139,15 +147,15 @@ def _serve(grid: Grid, context: Context) -> None:
         for content in contents:
             lists = {k: v for r in content.metric_records.values() for k, v in r.items() if isinstance(v, list)}
             devices.extend(dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True))
-        return MetricRecord({"devices": len(devices)})
+        return app.MetricRecord({"devices": len(devices)})
 
     def report(number: int, arrays: ArrayRecord) -> None:
         nonlocal began
         if number:
             now = time.perf_counter()
             path = folder / f"round-{number}.npz"
-            with open(path, "wb") as file:
-                np.savez(file, **{key: array.numpy() for key, array in arrays.items()})
+            model: dict[str, Any] = {key: array.numpy() for key, array in arrays.items()}
+            np.savez(path, **model)
             found = {"devices": devices, "seconds": now - began, "aggregation": strategy.aggregation_seconds}
             write_atomically(folder / f"round-{number}.json", json.dumps(found).encode())
             devices.clear()
@@ -173,7 +181,7 @@ def _serve(grid: Grid, context: Context) -> None:
             start,
             num_rounds=config.rounds,
             timeout=job["round_timeout"],
-            train_config=ConfigRecord(),
+            train_config=app.ConfigRecord(),
             evaluate_fn=report,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ class FlowerEngine:
         self._reports = [DeviceReport() for _ in range(plan.config.devices)]
         self._nodes = min(plan.config.devices, max(2, backends.num_threads()))
         self._lost: set[int] = set()
-        self.folder = Path(tempfile.mkdtemp(prefix="edgefast-flower-"))
+        self.folder: Path = Path(tempfile.mkdtemp(prefix="edgefast-flower-"))
         self._deployment: Deployment | None = None
         try:
             job = self.folder / "job"
@@ -76,7 +77,7 @@ class FlowerEngine:
         if os.name != "posix":
             raise InputError("engine: 'flower' needs Linux or macOS here; 'local' runs everywhere")
         try:
-            import flwr
+            flwr = importlib.import_module("flwr")
         except ImportError:
             raise ImportError("--engine flower needs Flower; pip install 'edgefast[flower]'") from None
         version = getattr(flwr, "__version__", "0")

@@ -7,9 +7,9 @@ replies and know compressed ones; the mods make replies small. docs/flower.md ha
 from __future__ import annotations
 
 try:
-    import flwr.serverapp.strategy  # noqa: F401
-except ImportError as error:
-    raise ImportError("edgefast.integrations.flower needs Flower; pip install 'edgefast[flower]'") from error
+    from edgefast.integrations.flower import _flwr  # noqa: F401
+except ImportError as _error:
+    raise ImportError("edgefast.integrations.flower needs Flower; pip install 'edgefast[flower]'") from _error
 
 from edgefast.integrations.flower._asynchronous import FedBuff
 from edgefast.integrations.flower._grid import LocalGrid, Replies, StreamingGrid

@@ -6,17 +6,25 @@ import collections
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
 
 from edgefast import aggregate
 from edgefast.aggregate import DtypeMismatch, Encoded, StructureMismatch, UpdateError
 from edgefast.integrations.flower import _records, _wire
+from edgefast.integrations.flower._flwr import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+    app,
+)
+from edgefast.integrations.flower._flwr import strategy as flower
 from edgefast.integrations.flower._grid import StreamingGrid
 from edgefast.integrations.flower._strategies import _OPTIONS, _Edge
 
@@ -102,7 +110,9 @@ class FedBuff(_Edge, flower.FedAvg):
         )
 
     def summary(self) -> None:
-        _log.info("\t├──> FedBuff: a step every %d replies, concurrency %s", self.buffer_size, self.concurrency or "all")
+        _log.info(
+            "\t├──> FedBuff: a step every %d replies, concurrency %s", self.buffer_size, self.concurrency or "all"
+        )
         super().summary()
 
     def start(
@@ -121,7 +131,7 @@ class FedBuff(_Edge, flower.FedAvg):
         self.summary()
         if evaluate_fn is not None:
             run.evaluate(evaluate_fn)
-        config = ConfigRecord() if train_config is None else train_config
+        config = app.ConfigRecord() if train_config is None else train_config
         while run.server.version < num_rounds:
             run.dispatch(config)
             if not run.collect():
@@ -156,7 +166,7 @@ class _Run:
         self._pause = _FIRST_PAUSE
         self._last_reply = time.monotonic()
 
-    # ---- out -----------------------------------------------------------------------------------------------------
+    # ---- out ---------------------------------------------------------------------------------------------------------
 
     def dispatch(self, config: ConfigRecord) -> None:
         """Send the present model to idle nodes."""
@@ -178,14 +188,14 @@ class _Run:
         chosen = random.sample(idle, count)
         config = config.copy()
         config["server-round"] = self.server.version + 1
-        record = RecordDict({strategy.arrayrecord_key: self._outgoing, strategy.configrecord_key: config})
-        messages = [Message(record, node, MessageType.TRAIN) for node in chosen]
+        record = app.RecordDict({strategy.arrayrecord_key: self._outgoing, strategy.configrecord_key: config})
+        messages = [app.Message(record, node, MessageType.TRAIN) for node in chosen]
         deadline = now + self.timeout
         for name, node in zip(self.grid.push_messages(messages), chosen, strict=True):
             if name is not None:
                 self._sent[name] = _Sent(node, self.server.version, self.arrays, deadline)
 
-    # ---- in ------------------------------------------------------------------------------------------------------
+    # ---- in ----------------------------------------------------------------------------------------------------------
 
     def collect(self) -> bool:
         """Take one reply; False when there is none."""
@@ -220,18 +230,14 @@ class _Run:
         try:
             weight = _records.weight_of(content, strategy.weighted_by_key, sent.node)
             delta = self._difference(_records.arrays_of(content, sent.node), sent)
-            self.stepped = self.server.add(
-                delta, sent.version, weight if strategy.weighted else 1.0, client=sent.node
-            )
+            self.stepped = self.server.add(delta, sent.version, weight if strategy.weighted else 1.0, client=sent.node)
         except UpdateError as error:
             if strategy.invalid == "raise":
                 raise
             _log.warning("\t> Dropped the reply from node %d: %s", sent.node, error)
             self._resting[sent.node] = time.monotonic() + _AFTER_ERROR
             return
-        self._contents.append(
-            (sent.node, RecordDict({k: r for k, r in content.items() if not isinstance(r, ArrayRecord)}))
-        )
+        self._contents.append((sent.node, _records.without_arrays(content)))
         if self.stepped:
             self._step()
 
@@ -244,11 +250,9 @@ class _Run:
             if already and floats:
                 return model
             model = model.decode(num_threads=self.strategy.num_threads)
-        if not isinstance(model, (dict, ArrayRecord)) or set(model) != set(sent.arrays):
+        if not isinstance(model, Mapping) or set(model) != set(sent.arrays):
             raise StructureMismatch.of(sent.node, None, "the keys of the model that was sent", "others")
-        return {
-            key: self._subtract(model[key], base, already, sent.node, key) for key, base in sent.arrays.items()
-        }
+        return {key: self._subtract(model[key], base, already, sent.node, key) for key, base in sent.arrays.items()}
 
     def _subtract(self, value: Any, base: Any, already: bool, node: int, key: str) -> Any:
         here = value if isinstance(value, np.ndarray) else _wire.npy.array_in(value.data)
@@ -268,7 +272,7 @@ class _Run:
         self.result.train_metrics_clientapp[version] = self.strategy._metrics(contents)
         _log.info("[STEP %d] %s", version, self.result.train_metrics_clientapp[version])
 
-    # ---- between -------------------------------------------------------------------------------------------------
+    # ---- between -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, function: Callable[[int, ArrayRecord], MetricRecord | None]) -> None:
         found = function(self.server.version, self.arrays)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextvars
+import importlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
-
+from edgefast.integrations.flower._flwr import (
+    Context,
+    Grid,
+    GridBase,
+    Message,
+    RecordDict,
+    app,
+)
 from edgefast.queues import Empty, Full, Queue, ShutDown
 
 __all__ = ["LocalGrid", "Replies", "StreamingGrid"]
@@ -112,7 +118,7 @@ class Replies:
             self._thread = None
 
 
-class StreamingGrid(Grid):
+class StreamingGrid(GridBase):
     """A Grid whose send_and_receive returns at once and yields the replies as they arrive.
 
     Everything else is the wrapped grid's. With a strategy that takes one reply after the other and keeps none, memory
@@ -165,7 +171,7 @@ class StreamingGrid(Grid):
 def _name_this_process() -> None:
     """Flower from 1.4x on takes a message's sender from a process-wide identity, which only its own executables set."""
     try:
-        from flwr.supercore.task_identity import TaskIdentity
+        TaskIdentity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     except ImportError:
         return
     for name in ("task_id", "run_id", "node_id"):
@@ -173,7 +179,7 @@ def _name_this_process() -> None:
             setattr(TaskIdentity, name, 1)
 
 
-class LocalGrid(Grid):
+class LocalGrid(GridBase):
     """Nodes in this process: ClientApps answer when their messages are pulled. For tests, notebooks, small studies.
 
     Every node has a Context of its own, whose state lives as long as the grid. No serialisation, no sockets, no
@@ -200,11 +206,11 @@ class LocalGrid(Grid):
             nodes = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
         self.client_app = client_app
         self.contexts: dict[int, Context] = {
-            i + 1: Context(
+            i + 1: app.Context(
                 run_id=1,
                 node_id=i + 1,
                 node_config=dict(config),
-                state=RecordDict(),
+                state=app.RecordDict(),
                 run_config=dict(run_config or {}),
             )
             for i, config in enumerate(nodes)
@@ -223,7 +229,7 @@ class LocalGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str = "", ttl: float | None = None
     ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return app.Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)
@@ -244,13 +250,13 @@ class LocalGrid(Grid):
     def answer(self, message: Message) -> Message:
         """A node's reply."""
         # The node's copy of the records: what the app does to them is its own affair.
-        content = RecordDict({key: record.copy() for key, record in message.content.items()})
-        received = Message(content, message.metadata.dst_node_id, message.metadata.message_type)
+        content = app.RecordDict({key: record.copy() for key, record in message.content.items()})
+        received = app.Message(content, message.metadata.dst_node_id, message.metadata.message_type)
         received.__dict__["_metadata"] = message.metadata
         try:
             return self.client_app(received, self.contexts[message.metadata.dst_node_id])
         except Exception as error:
-            return Message(Error(_CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            return app.Message(app.Error(_CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return list(self.pull_messages(self.push_messages(messages)))

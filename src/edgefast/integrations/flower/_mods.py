@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 
 from edgefast.aggregate import Encoded, ErrorFeedback, Quantizer, StructureMismatch
 from edgefast.integrations.flower import _wire
+from edgefast.integrations.flower._flwr import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    app,
+)
 
 __all__ = ["Mod", "bfloat16_mod", "compression_mod"]
 
@@ -28,7 +35,7 @@ def _readable(message: Message) -> Message:
     own = {k: r for k, r in content.items() if isinstance(r, ArrayRecord) and _wire.is_own(r)}
     if own:
         records = {k: _wire.decoded(own[k], "server") if k in own else r for k, r in content.items()}
-        message.content = RecordDict(records)
+        message.content = app.RecordDict(records)
     return message
 
 
@@ -64,7 +71,7 @@ def bfloat16_mod(*, uplink: bool = True) -> Mod:
 
 
 def compression_mod(quantizer: Quantizer, *, difference: bool = True, error_feedback: bool = True) -> Mod:
-    """A mod that compresses what the app answers to a training message: 1 to 8 bits a parameter, or the largest entries.
+    """A mod that compresses the answers to training messages: 1 to 8 bits a parameter, or the largest entries.
 
     The server's strategies (those of this package, and Flower's under accelerate() with difference=False) add the
     compressed form without expanding it. Flower's own, not accelerated, stop with a TypeError instead of reading it.
@@ -120,17 +127,17 @@ def _difference(record: ArrayRecord, base: dict[str, Any] | None) -> dict[str, A
 
 def _encode(quantizer: Quantizer, update: Any, context: Context, error_feedback: bool) -> Encoded:
     state = context.state
-    counted = state[_COUNT]["count"] if _COUNT in state else 0
-    count = int(counted) if isinstance(counted, int) else 0
+    count = cast(int, cast(ConfigRecord, state[_COUNT])["count"]) if _COUNT in state else 0
     # Node ids are random 64-bit numbers; 2**32 replies a node.
     node = (context.node_id ^ context.node_id >> 32) & 0xFFFFFFFF
     nonce = node << 32 | count & 0xFFFFFFFF
-    state[_COUNT] = ConfigRecord({"count": count + 1})
+    state[_COUNT] = app.ConfigRecord({"count": count + 1})
     if not error_feedback:
         return quantizer.encode(update, nonce=nonce)
     feedback = ErrorFeedback(quantizer, nonce=nonce)
     if _STATE in state:
-        feedback.load_residual({k: a.numpy() for k, a in state[_STATE].items()}, update)
+        owed = cast(ArrayRecord, state[_STATE])
+        feedback.load_residual({k: a.numpy() for k, a in owed.items()}, update)
     encoded = feedback.encode(update)
     state[_STATE] = _wire.to_record(feedback.residual())
     return encoded

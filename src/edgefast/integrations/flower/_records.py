@@ -9,12 +9,12 @@ from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from edgefast.aggregate import StructureMismatch, TooFewUpdates, krum_scores, pairwise_sq_distances, trimmed_mean
 from edgefast.aggregate import weighted_mean as _weighted_mean
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.integrations.flower import _wire
+from edgefast.integrations.flower._flwr import ArrayRecord, MetricRecord, RecordDict, app
 
 __all__ = [
     "Acceleration",
@@ -24,6 +24,7 @@ __all__ = [
     "metrics_of",
     "select_multikrum",
     "weight_of",
+    "without_arrays",
 ]
 
 
@@ -37,6 +38,11 @@ def arrays_of(record: RecordDict, client: object) -> ArrayRecord:
     if len(found) != 1:
         raise StructureMismatch.of(client, None, "one ArrayRecord", len(found))
     return found[0]
+
+
+def without_arrays(record: RecordDict) -> RecordDict:
+    """A reply's other records: what metrics are made of, and little to keep."""
+    return app.RecordDict({k: r for k, r in record.items() if not isinstance(r, ArrayRecord)})
 
 
 def metrics_of(record: RecordDict, client: object) -> MetricRecord:

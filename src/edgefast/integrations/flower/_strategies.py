@@ -8,18 +8,33 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.exception import InconsistentMessageReplies
-from flwr.serverapp.strategy.multikrum import select_multikrum as _flower_select
 
 from edgefast import aggregate, backends
-from edgefast.aggregate import Encoded, MeanAccumulator, ServerOptimizer, StructureMismatch, TooFewUpdates, UpdateError, _policy
+from edgefast.aggregate import (
+    Encoded,
+    MeanAccumulator,
+    ServerOptimizer,
+    StructureMismatch,
+    TooFewUpdates,
+    UpdateError,
+    _policy,
+)
 from edgefast.aggregate._policy import Accumulate, Ints
 from edgefast.aggregate._template import Template
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.integrations.flower import _records, _wire
+from edgefast.integrations.flower._flwr import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    InconsistentMessageReplies,
+    Message,
+    MetricRecord,
+    RecordDict,
+    app,
+)
+from edgefast.integrations.flower._flwr import select_multikrum as _flower_select
+from edgefast.integrations.flower._flwr import strategy as flower
 from edgefast.integrations.flower._grid import Replies, StreamingGrid
 
 __all__ = [
@@ -142,14 +157,14 @@ class _Edge:
                 began = time.perf_counter()
                 try:
                     take(content, _records.weight_of(content, self.weighted_by_key, node), node)  # type: ignore[attr-defined]
-                    self.aggregation_seconds += time.perf_counter() - began
+                    self._spent(began)
                 except UpdateError as error:
                     if self.invalid == "raise":
                         raise
                     dropped += 1
                     _log.warning("\t> Dropped the reply from node %d: %s", node, error)
                     continue
-                rest.append((node, RecordDict({k: r for k, r in content.items() if not isinstance(r, ArrayRecord)})))
+                rest.append((node, _records.without_arrays(content)))
                 # The caller's loop and this one must not keep the last reply alive while the next one is awaited.
                 del reply, content
         finally:
@@ -158,6 +173,9 @@ class _Edge:
         _log.info("aggregate_train: Received %s results and %s failures", len(rest), failures + dropped)
         rest.sort(key=lambda pair: pair[0])
         return [content for _, content in rest]
+
+    def _spent(self, began: float) -> None:
+        self.aggregation_seconds += time.perf_counter() - began
 
     def _metrics(self, contents: list[RecordDict]) -> MetricRecord:
         keys = [set(_records.metrics_of(c, "train")) for c in contents]
@@ -168,9 +186,7 @@ class _Edge:
     def _template(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """What replies have to look like: the model that was sent. Flower lets nodes answer with something else as long
         as all do; so does invalid="raise": the first reply then is the measure."""
-        if self._model is not None and (
-            arrays is None or self.invalid == "drop" or set(arrays) == set(self._model)
-        ):
+        if self._model is not None and (arrays is None or self.invalid == "drop" or set(arrays) == set(self._model)):
             return self._model
         return arrays
 
@@ -219,11 +235,11 @@ class _Sums:
         template = self._strategy._template(arrays)
         if template is None:
             return None
-        reusable = self._previous is not None and self.template is not None and self._strategy.ints != "skip"
-        if reusable and _same(self.template, template):
+        before, like = self._previous, self.template
+        if before is not None and like is not None and self._strategy.ints != "skip" and _same(like, template):
             # The memory of the last round: fresh pages would cost more than the sums.
-            self._previous.reset()
-            return self._previous
+            before.reset()
+            return before
         self.template = template
         return MeanAccumulator(
             template,
@@ -259,7 +275,7 @@ class _Streaming(_Edge):
             return None, None
         began = time.perf_counter()
         arrays = self._finish(acc)
-        self.aggregation_seconds += time.perf_counter() - began
+        self._spent(began)
         return arrays, self._metrics(contents)
 
     def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
@@ -328,7 +344,7 @@ _FUSED = """
 
 class FedAvgM(_Optimizing, flower.FedAvgM):
     __doc__ = (
-        """Flower's FedAvgM (server_learning_rate, server_momentum), streaming and fused: see edgefast.aggregate.FedAvgM.
+        """Flower's FedAvgM, streaming and fused: see edgefast.aggregate.FedAvgM.
 """
         + _FUSED
     )
@@ -370,7 +386,7 @@ class FedYogi(_Adaptive, flower.FedYogi):
     _class = aggregate.FedYogi
 
 
-# ---- robust rules ------------------------------------------------------------------------------------------------------
+# ---- robust rules ----------------------------------------------------------------------------------------------------
 
 
 class _Gathering(_Edge):
@@ -409,7 +425,7 @@ class _Gathering(_Edge):
                 raise type(error).of(models[error.client][0], error.key, error.expected, error.got) from None
             raise
         arrays = _wire.to_record(value)
-        self.aggregation_seconds += time.perf_counter() - began
+        self._spent(began)
         if used is not None:
             contents = [contents[i] for i in used]
         return arrays, self._metrics(contents)
@@ -501,7 +517,9 @@ class Bulyan(_Gathering, flower.Bulyan):
     def _enough(self, count: int) -> bool:
         least = 4 * self.num_malicious_nodes + 3
         if count < least:
-            _log.warning("Insufficient replies, skipping Bulyan aggregation: Required at least %d, got %d", least, count)
+            _log.warning(
+                "Insufficient replies, skipping Bulyan aggregation: Required at least %d, got %d", least, count
+            )
         return count >= least
 
     def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
@@ -512,19 +530,17 @@ class Bulyan(_Gathering, flower.Bulyan):
             )
             return value, sorted(info.selected)
         contents = [
-            RecordDict(
+            app.RecordDict(
                 {
                     "arrays": m if isinstance(m, ArrayRecord) else _wire.to_record(m),
-                    "metrics": MetricRecord({self.weighted_by_key: w}),
+                    "metrics": app.MetricRecord({self.weighted_by_key: w}),
                 }
             )
             for m, w in zip(models, weights, strict=True)
         ]
         places = {id(c): i for i, c in enumerate(contents)}
         chosen = [places[id(c)] for c in self.selection_rule(contents, f, len(models) - 2 * f)]
-        value = aggregate.meamed(
-            [models[i] for i in chosen], 2 * f, ints=self.ints, num_threads=self.num_threads
-        )
+        value = aggregate.meamed([models[i] for i in chosen], 2 * f, ints=self.ints, num_threads=self.num_threads)
         return value, chosen
 
 

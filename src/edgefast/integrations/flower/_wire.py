@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 
 from edgefast.aggregate import DtypeMismatch, Encoded, MeanAccumulator, StructureMismatch
 from edgefast.aggregate import _npy as npy
 from edgefast.backends.numpy.elements import round_to_brain, widen
 from edgefast.backends.table import BF16
+from edgefast.integrations.flower._flwr import Array, ArrayRecord, app
 
 __all__ = [
     "BFLOAT16",
@@ -56,14 +56,14 @@ def is_own(record: ArrayRecord) -> bool:
 
 def to_record(arrays: Mapping[str, Any]) -> ArrayRecord:
     """An ArrayRecord of Arrays, or of numpy arrays."""
-    record = ArrayRecord()
+    record = app.ArrayRecord()
     for key, value in arrays.items():
         record[key] = value if isinstance(value, Array) else _plain(np.asarray(value))
     return record
 
 
 def _plain(array: Any) -> Array:
-    return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype=NUMPY, data=npy.encode(array))
+    return app.Array(dtype=str(array.dtype), shape=tuple(array.shape), stype=NUMPY, data=npy.encode(array))
 
 
 # ---- bfloat16 --------------------------------------------------------------------------------------------------------
@@ -71,13 +71,13 @@ def _plain(array: Any) -> Array:
 
 def to_bfloat16(record: ArrayRecord) -> ArrayRecord:
     """The record with its float32 and float64 arrays rounded to bfloat16, to nearest even; other arrays as they are."""
-    new = ArrayRecord()
+    new = app.ArrayRecord()
     for key, array in record.items():
         new[key] = array
         if array.stype == NUMPY and array.dtype in ("float32", "float64"):
             values = npy.array_in(array.data)
             bits = round_to_brain(values).view(BF16).reshape(values.shape)
-            new[key] = Array(dtype="bfloat16", shape=values.shape, stype=BFLOAT16, data=npy.encode(bits))
+            new[key] = app.Array(dtype="bfloat16", shape=values.shape, stype=BFLOAT16, data=npy.encode(bits))
     return new
 
 
@@ -96,7 +96,7 @@ def _from_bfloat16(array: Array, client: object, key: str) -> Any:
 
 
 def _whole(stype: str, dtype: str, data: bytes) -> ArrayRecord:
-    return ArrayRecord({KEY: Array(dtype=dtype, shape=(len(data),), stype=stype, data=data)})
+    return app.ArrayRecord({KEY: app.Array(dtype=dtype, shape=(len(data),), stype=stype, data=data)})
 
 
 def from_encoded(encoded: Encoded, *, difference: bool) -> ArrayRecord:

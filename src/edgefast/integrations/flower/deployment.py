@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 __all__ = ["Deployment", "DeploymentError"]
 
@@ -47,7 +47,9 @@ class Deployment:
         nodes: the SuperNodes' processes.
     """
 
-    def __init__(self, nodes: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], *, start_timeout: float = 60):
+    def __init__(
+        self, nodes: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], *, start_timeout: float = 60
+    ):
         self.folder: Path = Path(folder)
         self.port: int = 0
         self.nodes: list[subprocess.Popen[bytes]] = []
@@ -58,7 +60,7 @@ class Deployment:
         if not os.access(os.path.join(self._scripts, "flower-superlink"), os.X_OK):
             raise DeploymentError(f"no flower-superlink in {self._scripts}; pip install 'edgefast[flower]'")
 
-    # ---- life ------------------------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         try:
@@ -130,7 +132,9 @@ class Deployment:
             # A session of its own: Ctrl-C is ours to handle, and a group can be ended as a whole.
             process = subprocess.Popen(
                 [sys.executable, os.path.join(self._scripts, command), *args],
-                **_streams(log),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 env=env,
                 cwd=self.folder,
                 start_new_session=True,
@@ -181,10 +185,6 @@ class Deployment:
         return found
 
 
-def _streams(log: IO[bytes]) -> dict[str, Any]:
-    return {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-
-
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
@@ -220,8 +220,10 @@ def write_app(folder: Path, name: str, server: str, client: str, config: Mapping
     (app / "pyproject.toml").write_text(_PYPROJECT.format(name=name, package=package, config=lines))
     (app / "LICENSE").write_text("MIT\n")
     (app / package / "__init__.py").write_text("")
-    imports = [f"from {where.partition(':')[0]} import {where.partition(':')[2]} as {as_}" for where, as_ in
-               ((client, "client"), (server, "server"))]
+    imports = [
+        f"from {where.partition(':')[0]} import {where.partition(':')[2]} as {as_}"
+        for where, as_ in ((client, "client"), (server, "server"))
+    ]
     (app / package / "app.py").write_text("\n".join([*imports, "", '__all__ = ["client", "server"]', ""]))
     return app
 
