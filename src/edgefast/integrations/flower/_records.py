@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType, TracebackType
@@ -61,7 +62,7 @@ def weight_of(record: RecordDict, name: str, client: object) -> float:
     """The weight a reply reports.
 
     Raises:
-        StructureMismatch: there is no such metric, or it is a list.
+        StructureMismatch: there is no such metric, or it is a list, negative or not finite.
     """
     metrics = metrics_of(record, client)
     if name not in metrics:
@@ -69,6 +70,8 @@ def weight_of(record: RecordDict, name: str, client: object) -> float:
     value = metrics[name]
     if isinstance(value, list):
         raise StructureMismatch.of(client, name, "a single number for the weight", f"a list of {len(value)}")
+    if not 0 <= value < math.inf:
+        raise StructureMismatch.of(client, name, "a finite weight >= 0", value)
     return float(value)
 
 
