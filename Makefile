@@ -77,7 +77,8 @@ engine: $(VENV)/.created ## tests against Flower, byzfl and torch, in an environ
 	$(PYTHON) -m venv --clear .venv-engine
 	.venv-engine/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
 	EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-engine/bin/python -m pip --disable-pip-version-check -q install '.[sklearn]' --group test --group engine 'ml-dtypes>=0.4' 'safetensors>=0.4'
-	FLWR_TELEMETRY_ENABLED=0 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch -k "peers or torch" $(ARGS)
+	FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch \
+	  tests/integrations tests/test_docs.py -k "peers or torch or flower" $(ARGS)
 
 cpp: ## C++ unit tests of the lock-free parts
 	$(MAKE) -j2 -C csrc/tests unit

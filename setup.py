@@ -95,6 +95,8 @@ def extensions() -> list[Extension]:
     if (ROOT / "csrc/bindings/object_queue.cpp").exists():
         exts.append(extension("edgefast.queues._native", ["csrc/bindings/object_queue.cpp"]))
     cython_sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "src").rglob("*.pyx"))
+    if not sys.platform.startswith("linux"):  # it rests on futexes and open-file-description locks
+        cython_sources.remove("src/edgefast/queues/_shared.pyx")
     if cython_sources:
         generated = [
             # Cython's generated code is not ours to keep free of shadowing and unused helpers.

@@ -1,6 +1,6 @@
 // The atomics policy of the lock-free parts: which atomic type, which memory order at which place.
 //
-// Every ordered operation names its place (Site). The library compiles with StdAtomics, the order of each place below;
+// Every ordered operation names its place (Site; SharedSite in shared_ring.hpp). The library compiles with StdAtomics, the order of each place below;
 // the model checker compiles the same templates with its own atomics and weakens one place at a time (csrc/tests).
 // An order stands here because the model fails without it; everything else is relaxed. No stand-alone fences.
 #pragma once
@@ -86,19 +86,19 @@ struct StdAtomics {
         std::atomic<T>* data_ = nullptr;
     };
 
-    template <Site S, class T>
+    template <auto S, class T>
     static T load(const std::atomic<T>& a) noexcept {
         return a.load(order_at(S));
     }
-    template <Site S, class T>
+    template <auto S, class T>
     static void store(std::atomic<T>& a, T value) noexcept {
         a.store(value, order_at(S));
     }
-    template <Site S, class T>
+    template <auto S, class T>
     static bool cas(std::atomic<T>& a, T expected, T value) noexcept {
         return a.compare_exchange_strong(expected, value, order_at(S), std::memory_order_relaxed);
     }
-    template <Site S, class T>
+    template <auto S, class T>
     static T add(std::atomic<T>& a, T n) noexcept {
         return a.fetch_add(n, order_at(S));
     }
@@ -114,11 +114,11 @@ struct StdAtomics {
     static T add_relaxed(std::atomic<T>& a, T n) noexcept {
         return a.fetch_add(n, std::memory_order_relaxed);
     }
-    template <Site S, class T>
-    static void set(std::atomic<T>& a, T bits) noexcept {
-        a.fetch_or(bits, order_at(S));
+    template <auto S, class T>
+    static T set(std::atomic<T>& a, T bits) noexcept {
+        return a.fetch_or(bits, order_at(S));
     }
-    template <Site S, class T>
+    template <auto S, class T>
     static void clear(std::atomic<T>& a, T bits) noexcept {
         a.fetch_and(static_cast<T>(~bits), order_at(S));
     }
@@ -132,6 +132,9 @@ struct StdAtomics {
     }
 
     using Futex = ef::Futex;
+#if defined(__linux__)
+    using SharedFutex = ef::SharedFutex;
+#endif
 };
 
 }  // namespace ef

@@ -16,7 +16,9 @@ enum class Slept { woken, timed_out, interrupted };
 
 #if defined(__linux__)
 
-class Futex {
+// Flag 0: the word may lie in memory that processes share.
+template <int Flag>
+class FutexWord {
 public:
     std::atomic<uint32_t> word{0};
 
@@ -27,20 +29,22 @@ public:
         t.tv_nsec = static_cast<long>(deadline % 1000000000);
         // FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.
         const long done =
-            syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected,
+            syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_BITSET | Flag, expected,
                     deadline == kForever ? nullptr : &t, nullptr, FUTEX_BITSET_MATCH_ANY);
         if (done == 0 || errno == EAGAIN) return Slept::woken;
         return errno == ETIMEDOUT ? Slept::timed_out : Slept::interrupted;
     }
     int64_t wake(int64_t n) noexcept {
         const int most = n > INT_MAX ? INT_MAX : static_cast<int>(n);
-        return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE | FUTEX_PRIVATE_FLAG, most, nullptr,
+        return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE | Flag, most, nullptr,
                        nullptr, 0);
     }
 
 private:
     static_assert(sizeof(std::atomic<uint32_t>) == 4, "the futex word is the atomic itself");
 };
+using Futex = FutexWord<FUTEX_PRIVATE_FLAG>;
+using SharedFutex = FutexWord<0>;
 
 #else
 

@@ -149,14 +149,9 @@ def test_a_drop_policy_loses_nothing_silently(policy: Any) -> None:
 
 
 def test_a_round_without_a_single_batch_keeps_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgefast.federated import job
+    from edgefast.federated import device
 
-    class Closed(job.Queue):  # type: ignore[misc, name-defined]
-        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-            if item is job._END:
-                super().put(item, block, timeout)
-
-    monkeypatch.setattr(job, "Queue", Closed)
+    monkeypatch.setattr(device.Device, "_source", lambda self, number: iter(()))
     result = run(RunConfig(**SMALL, policy="drop_newest"), small())
     assert not result.model.weights.any()
     assert result.metrics["stages"]["train"]["items"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,22 @@ def record_class(request: pytest.FixtureRequest) -> Any:
     from edgefast.queues import _native_record
 
     return _native_record.RecordQueue
+
+
+@pytest.fixture
+def shared() -> Iterator[Any]:
+    """SharedQueue.create; what it made is removed again."""
+    if "native" not in ef.available_backends() or sys.platform != "linux":
+        pytest.skip("SharedQueue needs the native backend and Linux")
+    from edgefast.queues._shared_queue import SharedQueue
+
+    made: list[Any] = []
+
+    def create(*args: Any, **options: Any) -> Any:
+        made.append(SharedQueue.create(*args, **options))
+        return made[-1]
+
+    yield create
+    for q in made:
+        q.unlink()
+        q.close()

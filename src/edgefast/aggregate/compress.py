@@ -4,6 +4,7 @@ the rest later."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from edgefast.aggregate import _describe, _policy
 from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import Template
 from edgefast.aggregate.encoded import KINDS, Encoded, code_bytes, is_rotated, scale_count
-from edgefast.aggregate.errors import NonFiniteUpdate
+from edgefast.aggregate.errors import DtypeMismatch, NonFiniteUpdate, ShapeMismatch, StructureMismatch
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.numpy.elements import round_into, widen
 from edgefast.backends.table import Array
@@ -281,14 +282,57 @@ class ErrorFeedback:
         ]
         self._nonce = (self._nonce + 1) % (1 << 64)
         if self._template is None:
-            blanks = [np.empty(a.shape, a.dtype) for a in arrays]
-            self._template = Template(_describe.example(_describe.plain(template.structure), blanks, [], 0))
+            self._template = _shapes_only(template)
         return encoded
+
+    def residual(self) -> dict[str, Array]:
+        """What is owed, by key of the flat template ("encoder.weight", "[3]"), as arrays that are not to be changed;
+        empty before the first call."""
+        if self._template is None:
+            return {}
+        pairs = zip(self._template.keys, self._residual, strict=True)
+        return {key: e for key, e in pairs if e is not None}
+
+    def load_residual(self, residual: Mapping[str, Array], update: Any) -> None:
+        """Go on where residual() was taken, in another process perhaps. On an error nothing has changed.
+
+        Args:
+            residual: as residual() gave it.
+            update: an update of the structure it belongs to.
+
+        Raises:
+            StructureMismatch, ShapeMismatch, DtypeMismatch: it belongs to an update of another structure.
+        """
+        template = Template(update, client="update")
+        found: list[Array | None] = []
+        for key, a in zip(template.keys, template.arrays, strict=True):
+            if not _policy.is_float(a):
+                found.append(None)
+                continue
+            if key not in residual:
+                raise StructureMismatch.of("residual", key or None, "an array", "none")
+            e = np.asarray(residual[key])
+            wide = np.dtype(np.float64 if a.dtype == np.float64 else np.float32)
+            if e.dtype != wide:
+                raise DtypeMismatch.of("residual", key or None, wide, e.dtype)
+            if e.shape != a.shape:
+                raise ShapeMismatch.of("residual", key or None, f"shape {a.shape}", e.shape)
+            found.append(e.copy())
+        if extra := set(residual) - set(template.keys):
+            raise StructureMismatch.of("residual", None, "the update's float tensors", f"also {sorted(extra)[:5]}")
+        self._residual = found
+        self._template = _shapes_only(template)
 
     def reset(self) -> None:
         """Forget the residual: the next update starts anew, and may have another structure."""
         self._template = None
         self._residual = []
+
+
+def _shapes_only(template: Template) -> Template:
+    """A template of the same structure that keeps nobody's arrays alive."""
+    blanks = [np.empty(a.shape, a.dtype) for a in template.arrays]
+    return Template(_describe.example(_describe.plain(template.structure), blanks, [], 0))
 
 
 def _word(value: object, name: str) -> int:

@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 input that cannot be used, 130 interrupted.
     """
-    from edgefast.cli import average, dedup, info, predict, run, sketch
+    from edgefast.cli import average, dedup, info, predict, run, sketch, top
 
     parser = _Parser(prog="edgefast", description="Sketching, backpressure queues and federated aggregation.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in (run, predict, sketch, dedup, average, info):
+    for module in (run, predict, sketch, dedup, average, top, info):
         module.add(commands)
     args = parser.parse_args(argv)
 

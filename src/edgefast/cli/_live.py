@@ -23,6 +23,7 @@ class LiveView:
             raise InputError("the live view needs rich; pip install 'edgefast[cli]'") from None
         self._config = config
         self._round = 0
+        self._told = 0  # faults printed
         console = Console(stderr=True)
         self._plain = not console.is_terminal
         self._bar = Bar(
@@ -32,11 +33,12 @@ class LiveView:
             TextColumn("{task.fields[accuracy]}"),
             TextColumn("queue {task.fields[gauge]}"),
             TextColumn("{task.fields[dropped]} dropped"),
+            TextColumn("{task.fields[lost]}"),
             TimeElapsedColumn(),
             console=console,
             disable=self._plain,
         )
-        self._task = self._bar.add_task("run", total=config.rounds, accuracy="", gauge="", dropped=0)
+        self._task = self._bar.add_task("run", total=config.rounds, accuracy="", gauge="", dropped=0, lost="")
 
     def __enter__(self) -> LiveView:
         self._bar.start()
@@ -49,9 +51,19 @@ class LiveView:
 
     def update(self, progress: Progress) -> None:
         """Called by the run."""
+        # A name or a reason may hold anything: printed as it is, it would be read as markup.
+        for fault in progress.faults[self._told :]:
+            self._bar.console.print(fault, style="yellow", markup=False, highlight=False)
+        self._told = len(progress.faults)
+        lost = self._config.devices - progress.devices
         accuracy = "" if progress.accuracy is None else f"accuracy {progress.accuracy:.1%}"
         if not self._plain:
-            fields: dict[str, Any] = {"accuracy": accuracy, "dropped": progress.dropped, "gauge": self._gauge(progress)}
+            fields: dict[str, Any] = {
+                "accuracy": accuracy,
+                "dropped": progress.dropped,
+                "gauge": self._gauge(progress),
+                "lost": f"[red]{lost} lost[/]" if lost else "",
+            }
             self._bar.update(self._task, completed=progress.round, **fields)
         elif progress.round > self._round and (
             progress.round in (1, progress.rounds) or progress.round % max(1, progress.rounds // 10) == 0

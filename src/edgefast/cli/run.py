@@ -15,7 +15,7 @@ __all__ = ["add"]
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     from edgefast.backends import streams
-    from edgefast.federated.config import Policy, RunConfig, Weights
+    from edgefast.federated.config import EngineName, Policy, RunConfig, Weights
 
     default = RunConfig()
     text = "federated training on sketched data: devices, sketch, queue, local training, aggregation, report"
@@ -36,6 +36,20 @@ def add(commands: Any) -> None:
     job.add_argument("--components", type=int, metavar="K", help=f"features after sketching ({default.components})")
     job.add_argument("--kind", choices=tuple(streams.KIND_NUMBERS), help=f"of the operator ({default.kind})")
     job.add_argument("--weights", choices=get_args(Weights), help=f"of a device in the mean ({default.weights})")
+    job.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        help="local, or Flower's SuperLink and SuperNodes on 127.0.0.1 (needs edgefast[flower])",
+    )
+    job.add_argument(
+        "--processes", action="store_true", default=None, help="each device in a process of its own (Linux, native)"
+    )
+    job.add_argument(
+        "--device-timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"with --processes: a round waits so long for late devices ({default.device_timeout:g})",
+    )
     queue = parser.add_argument_group("queue between source and trainer")
     queue.add_argument("--queue-size", type=int, metavar="N", help=f"batches it holds ({default.queue_size})")
     queue.add_argument("--high-watermark", type=int, metavar="N", help="closes here (3/4 of the size)")
@@ -63,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = None if args.out is None else _folder(Path(args.out))
     data = digits() if args.data is None else read_dataset(args.data, args.target)
     with LiveView(config, data.name) as view:
-        result = run(config, data, on_progress=view.update)
+        result = run(config, data, on_progress=view.update, publish=True)
     metrics = result.metrics
     if folder is not None:
         result.model.save(folder)
@@ -77,6 +91,10 @@ def _run(args: argparse.Namespace) -> int:
         done = len(metrics["rounds"])
         print(f"edgefast run: interrupted after {done} of {config.rounds} rounds", file=sys.stderr)
         return 130
+    if metrics["deserted"]:
+        done = len(metrics["rounds"])
+        print(f"edgefast run: every device was lost, after {done} of {config.rounds} rounds", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -97,6 +115,8 @@ def _folder(folder: Path) -> Path:
 
 
 def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
+    from edgefast.federated.report import describe_faults
+
     def percent(value: float | None) -> str:
         return "not computed" if value is None else f"{value:.1%}"
 
@@ -109,6 +129,7 @@ def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
         f"uplink      {sent['updates']:,} bytes of updates, {sent['updates_without_sketch']:,} without the sketch",
         f"time        {metrics['seconds']:.2f} s for {len(metrics['rounds'])} rounds",
     ]
+    lines += [f"{kind:12}{text}" for kind, text in describe_faults(metrics)]
     if folder is not None:
         lines.append(f"report      {folder / 'report.html'}")
     return lines

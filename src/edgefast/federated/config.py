@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 from edgefast.backends import streams
 from edgefast.errors import InputError
 
-__all__ = ["Policy", "RunConfig", "Weights"]
+__all__ = ["EngineName", "Policy", "RunConfig", "Weights"]
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "latest"]
 Weights = Literal["rows", "equal"]
+EngineName = Literal["local", "flower"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,12 @@ class RunConfig:
         seed: of the operator, the split, the shards and the order of the rows; 0 to 2**64 - 1.
         backend: backend of the array kernels ("auto", "native", "numba", "numpy"); None for the current one.
         threads: threads of a kernel and devices that work at the same time; None for the default.
+        processes: each device in a process of its own, all at the same time; the result is the same. Needs Linux and
+            the native backend.
+        device_timeout: with `processes`: seconds that a round waits for the others after the first device has
+            answered. A device that is later is left out of the round, and of the following ones until it answers.
+        engine: "local", or "flower": on Flower's SuperLink and SuperNodes, started on 127.0.0.1 for the run; there
+            device_timeout is the time a whole round may take.
 
     Raises:
         InputError: a value of the wrong type or out of range; it names the option.
@@ -62,6 +69,9 @@ class RunConfig:
     seed: int = 0
     backend: str | None = None
     threads: int | None = None
+    processes: bool = False
+    device_timeout: float = 60.0
+    engine: EngineName = "local"
 
     def __post_init__(self) -> None:
         for name in ("devices", "rounds", "components", "epochs", "batch", "queue_size"):
@@ -73,12 +83,17 @@ class RunConfig:
             self._integer("high_watermark", 1, self.queue_size)
         if self.low_watermark is not None:
             self._integer("low_watermark", 0, self.watermarks[0] - 1)
-        for name in ("alpha", "learning_rate"):
+        if not isinstance(self.processes, bool):
+            raise InputError(f"processes: expected True or False, got {self.processes!r}")
+        for name in ("alpha", "learning_rate", "device_timeout"):
             self._number(name, 0, math.inf)
         self._number("test_fraction", 0, 1)
         self._choice("kind", tuple(streams.KIND_NUMBERS))
         self._choice("policy", get_args(Policy))
         self._choice("weights", get_args(Weights))
+        self._choice("engine", get_args(EngineName))
+        if self.processes and self.engine != "local":
+            raise InputError(f"processes: expected False with engine={self.engine!r}, whose devices are processes")
 
     @property
     def watermarks(self) -> tuple[int, int]:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import edgefast
 from edgefast import backends
 from edgefast.aggregate import MeanAccumulator
-from edgefast.errors import InputError
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset
+from edgefast.federated.device import StageTotals
+from edgefast.federated.engine import DevicesLost, Engine, ThreadEngine
 from edgefast.federated.model import Model
-from edgefast.federated.partition import dirichlet_partition, stratified_split
-from edgefast.federated.training import Scaler, SoftmaxTrainer, accuracy, fit_centralised
-from edgefast.queues import Queue, ShutDown
-from edgefast.sketch import SketchOperator
+from edgefast.federated.plan import Plan
+from edgefast.federated.training import accuracy, fit_centralised
 
 __all__ = ["Progress", "RunResult", "run"]
 
-_END = None  # closes a device's stream for one round
-_MAX_SAMPLES = 2000
-
-
-class _Stopped(Exception):
-    """The run was asked to end: a worker found its queue shut down."""
+_REPORT_EVERY = 0.1  # seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +39,8 @@ class Progress:
         dropped: batches dropped so far.
         rows: rows trained on so far.
         seconds: since the start.
+        devices: how many are not lost.
+        faults: devices lost or late so far, in words.
     """
 
     round: int
@@ -61,6 +52,8 @@ class Progress:
     dropped: int
     rows: int
     seconds: float
+    devices: int
+    faults: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,142 +69,33 @@ class RunResult:
     metrics: dict[str, Any]
 
 
-class _Clock:
-    """CPU seconds, rows and bytes of one stage of one device; each instance belongs to one thread at a time."""
-
-    __slots__ = ("items", "seconds")
-
-    def __init__(self) -> None:
-        self.items = 0
-        self.seconds = 0.0
-
-
-class _Device:
-    """A shard, the source that streams it, and the trainer behind a queue."""
-
-    def __init__(
-        self, index: int, X: NDArray[Any], y: NDArray[np.int64], config: RunConfig, op: SketchOperator, scaler: Scaler
-    ) -> None:
-        self.index = index
-        self.rows = len(y)
-        self.sketching = _Clock()
-        self.queueing = _Clock()
-        self.training = _Clock()
-        self.trained = 0
-        #: (seconds, depth) after every put and get of the first round, when set to a list.
-        self.trace: list[tuple[float, int]] | None = None
-        high, low = config.watermarks
-        self.queue: Queue[Any] = Queue(config.queue_size, policy=config.policy, high_watermark=high, low_watermark=low)
-        self._X, self._y = X, y
-        self._config, self._operator, self._scaler = config, op, scaler
-
-    def stream(self, number: int) -> None:
-        """The source: shuffled mini-batches, sketched where they are born, into the queue."""
-        config = self._config
-        clock = time.thread_time
-        rng = np.random.Generator(np.random.Philox(key=[config.seed, 3], counter=[0, 0, number, self.index]))
-        try:
-            for _ in range(config.epochs):
-                order = rng.permutation(self.rows)
-                for start in range(0, self.rows, config.batch):
-                    rows = order[start : start + config.batch]
-                    began = clock()
-                    Z = self._operator.transform(self._scaler.transform(self._X[rows]), num_threads=1)
-                    sketched = clock()
-                    self.queue.put((Z, self._y[rows]))
-                    self._note(number)
-                    self.queueing.seconds += clock() - sketched
-                    self.queueing.items += 1
-                    self.sketching.seconds += sketched - began
-                    self.sketching.items += len(rows)
-        except ShutDown:
-            return
-        finally:
-            with contextlib.suppress(ShutDown):
-                if config.policy != "block":
-                    self.queue.join()  # the end must neither be dropped nor replace a batch
-                self.queue.put(_END)  # also after an error, so that the trainer does not wait for ever
-
-    @property
-    def dropped(self) -> int:
-        """Batches the queue dropped."""
-        statistics = self.queue.statistics()
-        return statistics.dropped_newest + statistics.dropped_oldest
-
-    def _note(self, number: int) -> None:
-        if number == 0 and self.trace is not None and len(self.trace) < _MAX_SAMPLES:
-            self.trace.append((time.perf_counter(), self.queue.qsize()))
-
-    def train(
-        self,
-        number: int,
-        model: dict[str, NDArray[Any]],
-        step: float,
-        start_source: Callable[[Callable[[], None]], Future[None]],
-    ) -> SoftmaxTrainer:
-        """One round: everything the source brings, from the global model on."""
-        trainer = SoftmaxTrainer(model, step)
-        clock = time.thread_time
-        source = start_source(lambda: self.stream(number))
-        get = self.queue.get
-        while True:
-            try:
-                item = get()
-            except ShutDown:
-                raise _Stopped from None
-            self.queue.task_done()
-            if item is _END:
-                break
-            self._note(number)
-            began = clock()
-            trainer.train(*item)
-            self.training.seconds += clock() - began
-        source.result()
-        self.training.items += trainer.rows
-        self.trained += trainer.rows
-        return trainer
-
-
-class _Depths:
-    """Depth of the queues over time, thinned so that memory stays bounded however long the run."""
-
-    def __init__(self, queues: list[Queue[Any]]) -> None:
-        self._queues = queues
-        self._start = time.perf_counter()
-        self.interval = 0.001
-        self.samples: list[tuple[float, int]] = []
-        self.recent = 0
-
-    def sample(self) -> None:
-        now = time.perf_counter() - self._start
-        fullest = max(q.qsize() for q in self._queues)
-        self.recent = max(self.recent, fullest)
-        if not self.samples or now - self.samples[-1][0] >= self.interval:
-            self.samples.append((now, fullest))
-            if len(self.samples) > _MAX_SAMPLES:
-                self.samples = self.samples[::2]
-                self.interval *= 2
-
-
 def run(
     config: RunConfig | None = None,
     data: Dataset | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    publish: bool = False,
 ) -> RunResult:
     """Train one model on N devices that keep their data, and measure every stage.
 
     A KeyboardInterrupt ends the run after the current step; the result then holds the rounds that were finished and
     metrics["interrupted"] is true.
 
+    With `processes` the devices are started by multiprocessing's "forkserver": a script that calls this at its top
+    level needs the usual `if __name__ == "__main__":`. A device whose process ends is lost, and the run goes on with
+    the others; when none is left it ends, with the rounds that were finished.
+
     Args:
         config: options; None for the defaults.
         data: what to train on; None for scikit-learn's digits.
         on_progress: called in the calling thread, about ten times a second and after every round.
+        publish: show pipelines and queues in `edgefast top` while the run lasts.
 
     Raises:
         InputError: more devices than rows, more components than features, or scikit-learn is missing.
-        ImportError: the backend asked for is unknown or not available.
+        ImportError: the backend asked for is unknown or not available; `processes` without Linux or the native backend.
+        OSError: `processes` and no room in shared memory.
+        RuntimeError: `processes` and no device could be started.
 
     References:
         H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS
@@ -229,135 +113,96 @@ def run(
 
         data = digits()
     with backends.using(config.backend, num_threads=config.threads):
-        return _Run(config, data, on_progress).execute()
+        return _Run(Plan(config, data), on_progress, publish).execute()
+
+
+def make_engine(plan: Plan, publish: bool) -> Engine:
+    """The engine the options ask for."""
+    if plan.config.engine == "flower":
+        from edgefast.federated.flower_engine import FlowerEngine
+
+        return FlowerEngine(plan)
+    if plan.config.processes:
+        from edgefast.federated.processes import ProcessEngine
+
+        return ProcessEngine(plan, publish=publish)
+    return ThreadEngine(plan, publish=publish)
 
 
 class _Run:
-    def __init__(self, config: RunConfig, data: Dataset, on_progress: Callable[[Progress], None] | None) -> None:
-        self.config = config
-        self.data = data
+    """The server: hands the global model to the engine, averages what comes back, keeps the books."""
+
+    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None] | None, publish: bool) -> None:
+        self.plan = plan
+        self.publish = publish
         self.on_progress = on_progress or (lambda progress: None)
-        d = data.X.shape[1]
-        if config.components > d:
-            raise InputError(
-                f"components: expected at most the {d} features of {data.name}, got {config.components}; ask for fewer"
-            )
-        train, test = stratified_split(data.y, config.test_fraction, seed=config.seed)
-        if not len(test):
-            raise InputError(f"{data.name}: expected rows to score with, every class has a single row")
-        shards = dirichlet_partition(data.y[train], config.devices, alpha=config.alpha, seed=config.seed)
-        self.train_rows, self.test_rows = train, test
-        self.operator = SketchOperator(config.kind, d, config.components, seed=config.seed)
-        self.scaler = Scaler.fit([data.X[train[s]] for s in shards])
-        self.devices = [
-            _Device(i, data.X[train[s]], data.y[train[s]], config, self.operator, self.scaler)
-            for i, s in enumerate(shards)
-        ]
-        self.traced = max(self.devices, key=lambda device: device.rows)
-        self.traced.trace = []
-        self.workers = min(config.devices, max(2, backends.num_threads()))
-        self.depths = _Depths([device.queue for device in self.devices])
         self.rounds: list[dict[str, Any]] = []
-        self.aggregation = _Clock()
+        self.aggregation = StageTotals()
         self.interrupted = False
+        self.deserted = False
         self.started = time.perf_counter()
         self.last_progress = 0.0
-        classes = len(data.classes)
-        self.model = {
-            "weights": np.zeros((config.components, classes), self.scaler.dtype),
-            "bias": np.zeros(classes, self.scaler.dtype),
-        }
+        self.model = plan.start()
 
     def execute(self) -> RunResult:
-        config, data = self.config, self.data
-        Z_test = self._sketch(data.X[self.test_rows])
-        y_test = data.y[self.test_rows]
-        # The loss is smooth with constant m / 2 for rows of mean square norm m, here one per informative feature.
-        informative = int((self.scaler.deviation > 0).sum())
-        step = config.learning_rate / max(1, informative)
-        trainers = ThreadPoolExecutor(self.workers, thread_name_prefix="edgefast-trainer")
-        sources = ThreadPoolExecutor(self.workers, thread_name_prefix="edgefast-source")
-        done = False
+        plan, data = self.plan, self.plan.data
+        Z_test, y_test = plan.sketch(data.X[plan.test_rows]), data.y[plan.test_rows]
+        self.engine = make_engine(plan, self.publish)
+        self.started = time.perf_counter()
         try:
-            for number in range(config.rounds):
-                self._round(number, step, trainers, sources, Z_test, y_test)
-            done = True
+            for number in range(plan.config.rounds):
+                self._round(number, Z_test, y_test)
         except KeyboardInterrupt:
             self.interrupted = True
+        except DevicesLost:
+            self.deserted = True
         finally:
-            if not done:
-                for device in self.devices:
-                    device.queue.shutdown(immediate=True)
-            trainers.shutdown(cancel_futures=not done)
-            sources.shutdown(cancel_futures=not done)
+            self.engine.close()
         seconds = time.perf_counter() - self.started
         reference: dict[str, float | None] = {"centralised": None, "centralised_raw": None}
         if not self.interrupted:
             try:
-                X_train, y_train = data.X[self.train_rows], data.y[self.train_rows]
-                reference["centralised"] = fit_centralised(self._sketch(X_train), y_train, Z_test, y_test)
-                X_test = self.scaler.transform(data.X[self.test_rows])
-                reference["centralised_raw"] = fit_centralised(self.scaler.transform(X_train), y_train, X_test, y_test)
+                X_train, y_train = data.X[plan.train_rows], data.y[plan.train_rows]
+                reference["centralised"] = fit_centralised(plan.sketch(X_train), y_train, Z_test, y_test)
+                X_test = plan.scaler.transform(data.X[plan.test_rows])
+                reference["centralised_raw"] = fit_centralised(plan.scaler.transform(X_train), y_train, X_test, y_test)
             except ImportError:
                 pass  # without scikit-learn there is no reference: null in the metrics, absent from the plot
             except KeyboardInterrupt:
                 self.interrupted = True
         model = Model(
-            self.operator,
-            self.scaler,
+            plan.operator,
+            plan.scaler,
             self.model["weights"],
             self.model["bias"],
             data.classes,
             data.features,
             data.target,
         )
-        return RunResult(model, self._metrics(reference, seconds))
+        metrics = self._metrics(reference, seconds)
+        if plan.config.engine == "flower":
+            self.engine.complete(metrics)  # type: ignore[attr-defined]
+        return RunResult(model, metrics)
 
-    def _sketch(self, X: NDArray[Any]) -> NDArray[Any]:
-        return self.operator.transform(self.scaler.transform(X))
-
-    def _round(
-        self,
-        number: int,
-        step: float,
-        trainers: ThreadPoolExecutor,
-        sources: ThreadPoolExecutor,
-        Z_test: NDArray[Any],
-        y_test: NDArray[np.int64],
-    ) -> None:
+    def _round(self, number: int, Z_test: Any, y_test: Any) -> None:
         began = time.perf_counter()
         dropped = self._dropped()
-
-        # A pool of its own for the sources, as large as the trainers': each trainer has at most one source, so none
-        # of them waits for a thread. Context variables carry the backend into the threads.
-        def start_source(stream: Callable[[], None]) -> Future[None]:
-            return sources.submit(contextvars.copy_context().run, stream)
-
-        futures = [
-            trainers.submit(contextvars.copy_context().run, device.train, number, self.model, step, start_source)
-            for device in self.devices
-        ]
         accumulator = MeanAccumulator(self.model)
         loss, rows, contributors = 0.0, 0, 0
-        try:
-            for future in futures:  # in device order, whatever the order they finish in
-                trainer = self._await(future)
-                loss += trainer.loss
-                rows += trainer.rows
-                if trainer.rows:
-                    before = time.thread_time()
-                    accumulator.add(trainer.model, trainer.rows if self.config.weights == "rows" else 1.0)
-                    self.aggregation.seconds += time.thread_time() - before
-                    self.aggregation.items += 1
-                    contributors += 1
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        for update in self.engine.train(number, self.model, self._poll):  # in device order
+            loss += update.loss
+            rows += update.rows
+            if update.rows:
+                before = time.thread_time()
+                accumulator.add(update.model, update.rows if self.plan.config.weights == "rows" else 1.0)
+                self.aggregation.seconds += time.thread_time() - before
+                self.aggregation.items += 1
+                contributors += 1
         if contributors:  # a drop policy may leave a round without a single batch: the model stays
             before = time.thread_time()
             self.model = accumulator.result()
             self.aggregation.seconds += time.thread_time() - before
+        absent = [f for f in self.engine.faults if f.round == number + 1]
         self.rounds.append(
             {
                 "round": number + 1,
@@ -365,58 +210,56 @@ class _Run:
                 "loss": loss / rows if rows else None,
                 "rows": rows,
                 "devices": contributors,
+                "late": sorted(f.device for f in absent if f.kind == "late"),
+                "lost": sorted(f.device for f in absent if f.kind == "lost"),
                 "dropped": self._dropped() - dropped,
                 "seconds": time.perf_counter() - began,
             }
         )
         self._report()
 
-    def _await(self, future: Future[SoftmaxTrainer]) -> SoftmaxTrainer:
-        """The result; meanwhile samples the queues and reports."""
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        while True:
-            finished = done.wait(self.depths.interval)
-            self.depths.sample()
-            if finished:
-                return future.result()
-            if time.perf_counter() - self.last_progress > 0.1:
-                self._report()
-
     def _dropped(self) -> int:
-        return sum(device.dropped for device in self.devices)
+        return sum(report.dropped for report in self.engine.reports())
+
+    def _poll(self) -> None:
+        """Called by the engine while it waits."""
+        if time.perf_counter() - self.last_progress > _REPORT_EVERY:
+            self._report()
 
     def _report(self) -> None:
         self.last_progress = time.perf_counter()
+        reports = self.engine.reports()
+        depth, writable = self.engine.gauge()
         self.on_progress(
             Progress(
                 round=len(self.rounds),
-                rounds=self.config.rounds,
+                rounds=self.plan.config.rounds,
                 accuracy=self.rounds[-1]["accuracy"] if self.rounds else None,
-                depth=self.depths.recent,
-                high_watermark=self.config.watermarks[0],
-                writable=all(device.queue.writable for device in self.devices),
-                dropped=self._dropped(),
-                rows=sum(device.trained for device in self.devices),
+                depth=depth,
+                high_watermark=self.plan.config.watermarks[0],
+                writable=writable,
+                dropped=sum(r.dropped for r in reports),
+                rows=sum(r.train.items for r in reports),
                 seconds=self.last_progress - self.started,
+                devices=self.plan.config.devices - sum(f.kind == "lost" for f in self.engine.faults),
+                faults=tuple(map(str, self.engine.faults)),
             )
         )
-        self.depths.recent = 0
 
     def _metrics(self, reference: dict[str, float | None], seconds: float) -> dict[str, Any]:
-        config, data = self.config, self.data
-        statistics = [device.queue.statistics() for device in self.devices]
+        plan, config, data = self.plan, self.plan.config, self.plan.data
+        reports = self.engine.reports()
         high, low = config.watermarks
         classes, d, k = len(data.classes), data.X.shape[1], config.components
-        itemsize = np.dtype(self.scaler.dtype).itemsize
+        itemsize = np.dtype(plan.scaler.dtype).itemsize
         uploads = sum(r["devices"] for r in self.rounds)
-        trace = sorted(self.traced.trace or [])
+        trace = sorted(self.engine.trace)
         # The scaler's two passes: means, then mean squares, of d float64 each; needed with and without a sketch.
         standardise = 2 * d * 8 * config.devices
         last = self.rounds[-1]["accuracy"] if self.rounds else None
 
-        def stage(unit: str, clocks: list[_Clock]) -> dict[str, Any]:
-            items, spent = sum(c.items for c in clocks), sum(c.seconds for c in clocks)
+        def stage(unit: str, totals: list[StageTotals]) -> dict[str, Any]:
+            items, spent = sum(t.items for t in totals), sum(t.seconds for t in totals)
             return {"unit": unit, "items": items, "cpu_seconds": spent, "per_second": items / spent if spent else None}
 
         return {
@@ -427,18 +270,18 @@ class _Run:
                 "maxsize": config.queue_size,
                 "high_watermark": high,
                 "low_watermark": low,
-                "offered": sum(device.queueing.items for device in self.devices),
-                "dropped": self._dropped(),
-                "full_waits": sum(s.full_waits for s in statistics),
-                "empty_waits": sum(s.empty_waits for s in statistics),
-                "high_events": sum(s.high_events for s in statistics),
-                "peak": max(s.peak for s in statistics),
+                "offered": sum(r.queue.items for r in reports),
+                "dropped": sum(r.dropped for r in reports),
+                "full_waits": sum(r.full_waits for r in reports),
+                "empty_waits": sum(r.empty_waits for r in reports),
+                "high_events": sum(r.high_events for r in reports),
+                "peak": max(r.peak for r in reports),
                 "depth": {
-                    "seconds": [s[0] for s in self.depths.samples],
-                    "max": [s[1] for s in self.depths.samples],
+                    "seconds": [t - self.started for t, _ in self.engine.depths],
+                    "max": [depth for _, depth in self.engine.depths],
                 },
                 "trace": {
-                    "device": self.traced.index,
+                    "device": plan.traced,
                     "seconds": [t - trace[0][0] for t, _ in trace],
                     "depth": [depth for _, depth in trace],
                 },
@@ -446,15 +289,15 @@ class _Run:
             "uplink_bytes": {
                 "updates": uploads * (k + 1) * classes * itemsize,
                 "updates_without_sketch": uploads * (d + 1) * classes * itemsize,
-                "data": len(self.train_rows) * k * itemsize,
-                "data_without_sketch": len(self.train_rows) * d * itemsize,
+                "data": len(plan.train_rows) * k * itemsize,
+                "data_without_sketch": len(plan.train_rows) * d * itemsize,
                 "standardisation": standardise,
-                "operator": len(self.operator.to_bytes()),
+                "operator": len(plan.operator.to_bytes()),
             },
             "stages": {
-                "sketch": stage("rows", [device.sketching for device in self.devices]),
-                "queue": stage("batches", [device.queueing for device in self.devices]),
-                "train": stage("rows", [device.training for device in self.devices]),
+                "sketch": stage("rows", [r.sketch for r in reports]),
+                "queue": stage("batches", [r.queue for r in reports]),
+                "train": stage("rows", [r.train for r in reports]),
                 "aggregate": stage("updates", [self.aggregation]),
             },
             "data": {
@@ -462,14 +305,16 @@ class _Run:
                 "rows": len(data.X),
                 "features": d,
                 "classes": classes,
-                "train_rows": len(self.train_rows),
-                "test_rows": len(self.test_rows),
-                "rows_per_device": [device.rows for device in self.devices],
+                "train_rows": len(plan.train_rows),
+                "test_rows": len(plan.test_rows),
+                "rows_per_device": [len(shard) for shard in plan.shards],
             },
             "config": config.as_dict(),
             "backend": {"name": backends.backend(), "simd": backends.simd(), "threads": backends.num_threads()},
             "edgefast": edgefast.__version__,
-            "repeatable": config.policy == "block",
+            "repeatable": config.policy == "block" and not self.engine.faults,
+            "faults": [dataclasses.asdict(fault) for fault in self.engine.faults],
             "interrupted": self.interrupted,
+            "deserted": self.deserted,
             "seconds": seconds,
         }

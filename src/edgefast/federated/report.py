@@ -73,6 +73,37 @@ def write_report(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None:
     Path(path).write_text(_page(metrics, figures), encoding="utf-8")
 
 
+def describe_faults(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """("lost" or "late", who, when and why) of every device that was missing from a round: a sentence for each."""
+    found = []
+    devices = metrics["config"]["devices"]
+    for fault in metrics["faults"]:
+        if fault["kind"] == "lost":
+            found.append(("lost", f"device {fault['device']} in round {fault['round']}: {fault['reason']}"))
+    rounds: dict[int, list[int]] = {}
+    for fault in metrics["faults"]:
+        if fault["kind"] == "late":
+            rounds.setdefault(fault["device"], []).append(fault["round"])
+    for device, late in rounds.items():
+        found.append(("late", f"device {device} in {_spans(late)}: slow or stopped"))
+    lost = sum(kind == "lost" for kind, _ in found)
+    if 0 < lost < devices:
+        found[lost - 1] = ("lost", f"{found[lost - 1][1]}; {devices - lost} of {devices} devices went on")
+    return found
+
+
+def _spans(rounds: list[int]) -> str:
+    """round 3; rounds 3, 5-7."""
+    parts: list[list[int]] = []
+    for number in rounds:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return f"round {text}" if len(rounds) == 1 else f"rounds {text}"
+
+
 # ---- plots: each draws on the axes it is given and returns its caption ---------------------------------------------
 
 
@@ -242,7 +273,14 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
             f"Interrupted after {len(rounds)} of {config['rounds']} rounds: this report and the model hold what was "
             "finished."
         )
-    if not metrics["repeatable"]:
+    if metrics["deserted"]:
+        notes.append(
+            f"Every device was lost after {len(rounds)} of {config['rounds']} rounds, which this report holds."
+        )
+    notes += [f"{kind.capitalize()}: {text}." for kind, text in describe_faults(metrics)]
+    if metrics["faults"]:
+        notes.append("A device missing from a round leaves its rows out of it: another run gives another model.")
+    if config["policy"] != "block":
         notes.append(
             f"With policy {config['policy']!r} it depends on timing which batches are dropped: another run with the "
             "same seed gives another model."

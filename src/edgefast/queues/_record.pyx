@@ -19,18 +19,27 @@ from libc.stdint cimport int64_t, uint64_t
 
 import numpy as np
 
+from edgefast.queues._calls cimport (
+    EDGEFAST_EMPTY,
+    EDGEFAST_FULL,
+    EDGEFAST_INTERRUPTED,
+    EDGEFAST_OK,
+    EDGEFAST_SHUT_DOWN,
+    kDontBlock,
+    kForever,
+    kTry,
+    to_deadline,
+    to_seconds,
+)
+
 from edgefast.queues._types import Empty, Full, ShutDown
 
 cdef extern from "queues/record_queue.hpp" nogil:
     const char *EDGEFAST_RECORD_QUEUE
-    int EDGEFAST_OK, EDGEFAST_FULL, EDGEFAST_EMPTY, EDGEFAST_SHUT_DOWN, EDGEFAST_INTERRUPTED, EDGEFAST_BUSY
     ctypedef struct edgefast_record_queue:
         pass
 
 cdef extern from "queues/record_queue.hpp" namespace "ef" nogil:
-    const int64_t kForever, kDontBlock, kTry
-    int64_t now_ns()
-
     cppclass Counters "ef::RecordQueue::Counters":
         int64_t size, waiting_put, waiting_get, puts, gets, cleared, dropped_newest, dropped_oldest, refused
         int64_t full_waits, empty_waits, wakeups, high_events, peak, closed, bytes
@@ -66,30 +75,6 @@ cdef extern from "queues/record_queue.hpp" namespace "ef" nogil:
 cdef int64_t GIL_BYTES = 16384
 cdef object ndarray = np.ndarray
 cdef object empty_array = np.empty
-
-
-cdef int64_t to_deadline(object block, object timeout) except -3:
-    """kDontBlock, kForever or a time, out of (block, timeout) as queue.Queue takes them."""
-    cdef double seconds
-    if not block:
-        return kDontBlock
-    if timeout is None:
-        return kForever
-    seconds = to_seconds(timeout, "timeout")
-    return kForever if seconds > 3e9 else now_ns() + <int64_t>(seconds * 1e9)
-
-
-cdef double to_seconds(object value, str name) except -1.0:
-    cdef double seconds
-    if isinstance(value, (bool, str, bytes)):
-        raise TypeError(f"'{name}' must be a number or None, not {type(value).__name__}")
-    try:
-        seconds = float(value)
-    except TypeError:
-        raise TypeError(f"'{name}' must be a number or None, not {type(value).__name__}") from None
-    if not seconds >= 0:
-        raise ValueError(f"'{name}' must be a non-negative number")
-    return seconds
 
 
 cdef int fail(int status) except -1:

@@ -51,8 +51,12 @@ class QueueStatistics(NamedTuple):
         sojourn: moving average of the seconds an item spends in the queue, from 1 item in 64, or from all when there
             is a max_age; None before the first.
         time_to_drain: seconds until the queue is empty at get_rate; math.inf when nothing is being taken.
+        lost: items that went with their producer before they were in the queue (the last four: SharedQueue only).
+        redelivered: items put back because the process that was reading them died.
+        dropped_dead: the same, dropped (on_consumer_death="drop").
+        participants: handles attached.
 
-    Always put_count == get_count + dropped_oldest + expired + cleared + current_buffer_used.
+    Always put_count == get_count + dropped_oldest + dropped_dead + expired + cleared + current_buffer_used.
     """
 
     current_buffer_used: int
@@ -83,6 +87,10 @@ class QueueStatistics(NamedTuple):
     get_rate: float
     sojourn: float | None
     time_to_drain: float
+    lost: int = 0
+    redelivered: int = 0
+    dropped_dead: int = 0
+    participants: int = 0
 
 
 def call_listeners(queue: QueueBase[Any], went_high: bool, went_low: bool) -> None:

@@ -1,0 +1,36 @@
+"""What ends a pipeline."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+__all__ = ["PipelineError", "WorkerDied"]
+
+
+class PipelineError(RuntimeError):
+    """A stage failed and stopped the pipeline; `__cause__` is what it raised.
+
+    Attributes:
+        stage: its name.
+        item: what it was working on, a list for a stage with batch above 1; None when the error belongs to no item.
+    """
+
+    def __init__(self, message: str, stage: str, item: Any = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.item = item
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.args[0], self.stage, self.item)
+
+    @classmethod
+    def of(cls, stage: str, error: BaseException, item: Any = None) -> PipelineError:
+        where = f"stage {stage!r} failed" + ("" if item is None else f" on {reprlib.repr(item)}")
+        self = cls(f"{where}: {type(error).__name__}: {error}", stage, item)
+        self.__cause__ = error
+        return self
+
+
+class WorkerDied(RuntimeError):
+    """The process of a worker ended while it worked on an item."""
