@@ -330,7 +330,7 @@ def test_from_table_goes_on_where_the_counters_are(dtype: Any) -> None:
     assert (again.seed, again.dtype, again.n_seen) == (4, whole.dtype, 0)
     assert (again.top_k(5)[0] == whole.top_k(5)[0]).all()
     again.update(x)
-    assert (again.table == 2 * whole.table).all()
+    np.testing.assert_allclose(again.table, 2 * whole.table, rtol=1e-5, atol=1e-2)
     assert (whole.table == CountSketch(50, 30, 3, seed=4, dtype=dtype).update(x).table).all()
     assert CountSketch.from_bytes(again.to_bytes()) == again
 
