@@ -9,6 +9,7 @@ tiles. The private mean has to read every update twice (norm, then sum) and to d
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -92,12 +93,16 @@ def test_masks_flower(benchmark: Any, contender: Any) -> None:
     benchmark.pedantic(work, rounds=2)
 
 
+@functools.cache
+def made_updates() -> Any:
+    return np.random.default_rng(0).uniform(-1, 1, (CLIENTS, P)).astype(np.float32)
+
+
 class Session:
     """Everything up to the step that is measured."""
 
     def __init__(self, threads: int) -> None:
-        rng = np.random.default_rng(0)
-        self.updates = rng.uniform(-1, 1, (CLIENTS, P)).astype(np.float32)
+        self.updates = made_updates()
         self.server = SecureAggregator(self.updates[0], CLIENTS, THRESHOLD, num_threads=threads)
         setup = self.server.setup()
         self.clients = [SecureClient(i, setup, num_threads=threads) for i in range(CLIENTS)]
@@ -194,6 +199,21 @@ def test_server_flower(benchmark: Any, contender: Any) -> None:
 
     assert work()[0].any()
     benchmark.pedantic(work, rounds=1)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_round_ours(benchmark: Any, contender: Any, threads: int) -> None:
+    """Everything, all clients and the server one after the other in one process: keys, shares, masks, sum."""
+    benchmark.group = f"round of {CLIENTS}, {GONE} drop out, float32 {P} {threads}t"
+    contender(benchmark, "edgefast", ours=True, bytes=CLIENTS * P * 4)
+
+    def work() -> Any:
+        s = Session(threads)
+        s.masked()
+        return s, s.server.result()
+
+    s, mean = benchmark.pedantic(work, rounds=3)
+    np.testing.assert_allclose(mean, s.updates[GONE:].mean(axis=0), atol=2e-6)
 
 
 # ---- the private mean ----------------------------------------------------------------------------------------------

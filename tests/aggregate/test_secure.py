@@ -405,6 +405,9 @@ def test_messages_out_of_turn_of_strangers_and_twice() -> None:
     ]:
         with pytest.raises(ProtocolError, match=text):
             a.server.receive(message)
+    for field in ("cipher_key", "mask_key"):
+        with pytest.raises(TamperedMessage, match="client 1: its public key is of low order"):
+            a.server.receive(dataclasses.replace(a.clients[1].advertise(), **{field: bytes(32)}))
     for i in range(1, 5):
         a.server.receive(a.clients[i].advertise())
     with pytest.raises(ProtocolError, match="at most 5"):

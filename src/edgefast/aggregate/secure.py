@@ -242,6 +242,7 @@ class SecureAggregator:
         Raises:
             ProtocolError: it is damaged, of another session or step, of a client that is not in the step, a second one
                 of the same client, or does not fit.
+            TamperedMessage: a public key is of low order.
             TypeError: neither a message nor bytes.
         """
         if isinstance(message, (bytes, bytearray, memoryview)):
@@ -293,6 +294,10 @@ class SecureAggregator:
             raise ProtocolError(f"clients: expected at most {len(self._keys)}, got one more ({message.client})")
         if len({message.cipher_key, message.mask_key} | self._public()) != 2 * len(self._keys) + 2:
             raise ProtocolError(f"client {message.client}: expected keys nobody else has")
+        # One key of low order would stop every other client.
+        probe = _extras.crypto("asymmetric.x25519").X25519PrivateKey.generate()
+        for key in (message.cipher_key, message.mask_key):
+            _agree(probe, key, message.client)
         self._keys[message.client] = message
 
     def _public(self) -> set[bytes]:
@@ -308,12 +313,11 @@ class SecureAggregator:
         if client in done:
             raise ProtocolError(f"client {client}: expected one message, got a second one")
 
-    def _close(self, step: str, following: str, arrived: Mapping[int, object]) -> None:
+    def _require(self, step: str, arrived: Mapping[int, object]) -> None:
         if self._step != step:
             raise ProtocolError(f"step {self._step}: expected step {step}")
         if len(arrived) < self.threshold:
             raise TooFewSurvivors(step, self.threshold, len(arrived))
-        self._step = following
 
     def roster(self) -> Roster:
         """Closes the first step: everybody's keys.
@@ -323,7 +327,8 @@ class SecureAggregator:
             ProtocolError: the step has been closed.
         """
         with self._lock:
-            self._close("advertise", "share", self._keys)
+            self._require("advertise", self._keys)
+            self._step = "share"
             return Roster(self.session, tuple(self._keys[i] for i in sorted(self._keys)))
 
     def deliveries(self) -> dict[int, Delivery]:
@@ -333,7 +338,8 @@ class SecureAggregator:
             TooFewSurvivors, ProtocolError: as roster.
         """
         with self._lock:
-            self._close("share", "mask", self._shares)
+            self._require("share", self._shares)
+            self._step = "mask"
             return {
                 i: Delivery(self.session, i, {j: m.sealed[i] for j, m in self._shares.items() if j != i})
                 for i in self._shares
@@ -346,7 +352,8 @@ class SecureAggregator:
             TooFewSurvivors, ProtocolError: as roster.
         """
         with self._lock:
-            self._close("mask", "unmask", self._alive)
+            self._require("mask", self._alive)
+            self._step = "unmask"
             return Survivors(self.session, tuple(sorted(self._alive)))
 
     def confirmations(self) -> Confirmations:
@@ -357,7 +364,7 @@ class SecureAggregator:
             ProtocolError: survivors() has not been called, or the result has.
         """
         with self._lock:
-            self._close("unmask", "unmask", self._confirms)
+            self._require("unmask", self._confirms)
             return Confirmations(self.session, dict(self._confirms))
 
     def ring_sum(self) -> NDArray[np.int64]:
@@ -372,9 +379,7 @@ class SecureAggregator:
         """
         with self._lock:
             if self._step != "done":
-                step = self._step
-                self._close("unmask", "done", self._unmasked)
-                self._step = step
+                self._require("unmask", self._unmasked)
                 add_masks(self._total, self._masks(), self._num_threads)
                 self._step = "done"
             return self._total.view(f"<i{self._total.itemsize}").astype(np.int64)
