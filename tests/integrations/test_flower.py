@@ -446,7 +446,8 @@ def test_streaming_grid_delegates_and_checks_its_arguments() -> None:
     grid.set_run("a run")
     assert grid.run == "a run" == inner.run
     assert list(grid.get_node_ids()) == [1, 2, 3]
-    assert len(list(grid.get_nodes())) == 3
+    if hasattr(inner, "get_nodes"):  # not before flwr 1.3x
+        assert len(list(grid.get_nodes())) == 3
     message = grid.create_message(RecordDict(), MessageType.QUERY, 2, "group")
     (name,) = grid.push_messages([message])
     (answer,) = grid.pull_messages([name])
