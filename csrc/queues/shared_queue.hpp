@@ -45,6 +45,7 @@ public:
         int64_t dropped_dead;  // the same, dropped (drop_of_dead)
         int64_t recoveries;    // participants found dead
         int64_t participants;  // handles of all processes
+        int64_t in_hands;      // slots being written, read, reserved or viewed
     };
     struct Participant {
         uint64_t index;
@@ -106,6 +107,9 @@ public:
         recovering_.store(false, std::memory_order_relaxed);
         return segment_.renew(failure) && join(failure);
     }
+
+    // In a forked child that will not use it: without this call the parent's death goes unnoticed as long as the child lives.
+    void forget_in_child() { segment_.forget(); }
 
     // ---- records ---------------------------------------------------------------------------------------------------
 
@@ -391,6 +395,7 @@ public:
         c.lost = static_cast<int64_t>(lost);
         c.redelivered = static_cast<int64_t>(redelivered);
         c.dropped_dead = static_cast<int64_t>(dead);
+        c.in_hands = ring_.in_hands();
         c.peak = peek(segment_.control().peak);
         c.closed = ring_.closed();
         c.bytes = static_cast<int64_t>(static_cast<uint64_t>(c.size) * config().itemsize);
@@ -471,7 +476,6 @@ private:
             EDGEFAST_CRASH_POINT("put.written");
             const Taken t = publish(slots, count, past_gate, status);
             for (int64_t i = t.count; i < count; ++i) ring_.give_back(segment_.me(), slots[i]);
-            EDGEFAST_CRASH_POINT("put.gave_back");
             done += t.count;
             if (*status != EDGEFAST_OK) {
                 if (done == skipped) return 0;
@@ -649,8 +653,9 @@ private:
             counted = true;
             add(sleepers, 1);
             const Slept slept = event.wait(key, deadline < now + kLook ? deadline : now + kLook);
-            add(sleepers, -1);
             EDGEFAST_CRASH_POINT("wait.woken");
+            if (!segment_.joined()) return nothing;
+            add(sleepers, -1);
             if (is_leaving()) return nothing;
             t = attempt();
             if (t.outcome != Took::none) return t;

@@ -243,7 +243,9 @@ public:
         return n;
     }
     bool give_back(uint64_t owner, uint64_t slot) {
-        return A::template cas<SharedSite::free_slot>(m_.state[slot], word_of(writing, owner, 0), uint64_t{free_});
+        const bool mine = A::template cas<SharedSite::free_slot>(m_.state[slot], word_of(writing, owner, 0), uint64_t{free_});
+        EDGEFAST_CRASH_POINT("give_back.freed");
+        return mine;
     }
     // Puts the slots, which are writing(owner), in this order. Less than n: why the rest is still writing(owner).
     Taken publish(uint64_t owner, const uint32_t* slots, int64_t n, bool past_gate) {
@@ -305,6 +307,15 @@ public:
 
     bool owns(State kind, uint64_t owner, uint64_t slot) const {
         return (A::peek(m_.state[slot]) & kWho) == word_of(kind, owner, 0);
+    }
+    // Slots that are neither free nor hold a record of the queue.
+    int64_t in_hands() const {
+        int64_t n = 0;
+        for (uint64_t slot = 0; slot < slots_; ++slot) {
+            const uint64_t state = A::peek(m_.state[slot]), kind = state & kState;
+            n += kind != free_ && !((kind == ready || kind == again) && published(state, slot));
+        }
+        return n;
     }
     bool any_free() const {
         for (uint64_t slot = 0; slot < slots_; ++slot)

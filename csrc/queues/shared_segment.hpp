@@ -185,23 +185,25 @@ public:
     // In a forked child: gives up what it inherited, to become a participant of its own by join.
     bool renew(SharedFailure* failure) {
         if (fd_ < 0) return true;
-        char self[40];
-        std::snprintf(self, sizeof self, "/proc/self/fd/%d", fd_);
-        const int fd = open(self, O_RDWR | O_CLOEXEC);
-        const int error = errno;
+        const int fd = reopen(), error = errno;
         ::close(fd_);
         fd_ = fd;
         me_ = kNobody;
         if (fd < 0) {
             errno = error;
-            return fail(failure, "renew", self);
+            return fail(failure, "renew", "/proc/self/fd");
         }
         return true;
     }
+    void forget() {
+        if (fd_ >= 0) ::close(fd_);
+        fd_ = -1;
+        me_ = kNobody;
+    }
     // Before: nothing of this participant's is in the ring.
     void leave() {
-        if (me_ != kNobody) {
-            SharedEntry& e = entry(me_);
+        if (joined()) {
+            SharedEntry& e = entry(me());
             e.waiting_put.store(0, std::memory_order_relaxed);
             e.waiting_get.store(0, std::memory_order_relaxed);
             e.state.fetch_and(~uint64_t{1}, std::memory_order_release);
@@ -225,8 +227,8 @@ public:
     const SharedConfig& config() const { return config_; }
     const SharedLayout& layout() const { return layout_; }
     int descriptor() const { return fd_; }
-    bool joined() const { return me_ != kNobody; }
-    uint64_t me() const { return me_; }
+    bool joined() const { return me() != kNobody; }
+    uint64_t me() const { return me_.load(std::memory_order_relaxed); }
     Control& control() const { return *at<Control>(layout_.control); }
     SharedEntry& entry(uint64_t i) const { return at<SharedEntry>(layout_.entries)[i]; }
     char* payload(uint64_t slot) const { return memory_ + layout_.payload + slot * layout_.stride; }
@@ -248,7 +250,7 @@ public:
     }
 
     bool in_use(uint64_t i) const { return entry(i).state.load(std::memory_order_acquire) & 1; }
-    bool alive(uint64_t i) const { return i == me_ || locked(i, 1); }
+    bool alive(uint64_t i) const { return i == me() || locked(i, 1); }
     // True when the owner of entry i is dead, and nobody else finds that out until let_go(i).
     bool seize(uint64_t i) const {
         if (!lock(i, F_WRLCK)) return false;
@@ -441,10 +443,23 @@ private:
     }
 
     bool map(const char* path, SharedFailure* failure) {
-        void* memory = mmap(nullptr, static_cast<size_t>(layout_.size), PROT_READ | PROT_WRITE, MAP_SHARED | (layout_.size <= kPopulate ? MAP_POPULATE : 0), fd_, 0);
+        // Through an open file of its own: a mapping keeps its open file, and with it the locks, alive beyond close() and
+        // in forked children.
+        const int fd = reopen();
+        void* memory = mmap(nullptr, static_cast<size_t>(layout_.size), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | (layout_.size <= kPopulate ? MAP_POPULATE : 0), fd, 0);
+        const int error = errno;
+        if (fd >= 0) ::close(fd);
+        errno = error;
         if (memory == MAP_FAILED) return fail(failure, "map", path);
         memory_ = static_cast<char*>(memory);
         return true;
+    }
+    // Another open file of the same file, which need not have a name any more.
+    int reopen() const {
+        char self[40];
+        std::snprintf(self, sizeof self, "/proc/self/fd/%d", fd_);
+        return open(self, O_RDWR | O_CLOEXEC);
     }
     static constexpr uint64_t kPopulate = uint64_t{256} << 20;
 
@@ -492,7 +507,7 @@ private:
     }
 
     int fd_ = -1;
-    uint64_t me_ = kNobody;
+    std::atomic<uint64_t> me_{kNobody};  // threads that sleep while the handle is closed read it
     char* memory_ = nullptr;
     SharedConfig config_{};
     SharedLayout layout_{};

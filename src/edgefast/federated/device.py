@@ -20,7 +20,6 @@ from edgefast.queues import Queue, ShutDown
 
 __all__ = ["Device", "DeviceReport", "StageTotals", "Stopped", "Update"]
 
-_END = None  # closes a device's stream for one round
 _MAX_TRACE = 2000
 _MAX_DEPTHS = 128  # samples of a round
 
@@ -143,7 +142,7 @@ class Device:
                 self._pipeline.submit_many(batches)
             if self._shard.config.policy != "block":
                 self._pipeline.join()  # the end must neither be dropped nor replace a batch
-            self._pipeline.submit(_END)
+            self._pipeline.submit(None)
         except (PipelineError, ShutDown):
             if not done.done():
                 raise Stopped from None
@@ -188,11 +187,11 @@ class Device:
             yield [order[start : start + config.batch] for start in range(0, self.rows, config.batch)]
 
     def _sketch(self, rows: NDArray[np.int64] | None) -> Batch | None:
-        """Rows standardised and sketched where they are born."""
+        """Rows standardised and sketched where they are born. None ends the round and is passed on."""
         began = time.thread_time()
         try:
-            if rows is _END:
-                return _END
+            if rows is None:
+                return None
             shard, report = self._shard, self._report
             # What this thread did since the call before: it put that one's batch into the queue and took these rows.
             if report.queue.items:
@@ -215,7 +214,7 @@ class Device:
         """One step of the local model."""
         began = time.thread_time()
         try:
-            if batch is _END:
+            if batch is None:
                 self._end(None)
                 return
             assert self._trainer is not None
