@@ -495,50 +495,49 @@ void sleepers_get_what_the_dead_held() {
     }
 }
 
-// A forked child is a participant of its own, also of a file without a name; the parent's death is noticed though the
-// child lives on, and a child that goes first takes nothing of the parent's with it.
+// A forked child is a participant of its own, also of a file without a name; the death of the parent, whose mapping it
+// inherited, is noticed though the child lives on.
 void forks() {
     const std::string path = path_of("fork");
     auto* phase = shared<std::atomic<int>>();
-    SharedFailure f;
-    SharedQueue q;
-    must(q.create(path.c_str(), config_of(RecordQueue::block, 16, false), 0600, &f), f);
-    SharedQueue watcher;
-    must(watcher.attach(path.c_str(), 0, &f), f);
-    unlink(path.c_str());
-    const pid_t middle = fork();
-    if (middle == 0) {
-        must(q.after_fork_in_child(&f), f);
-        must(watcher.after_fork_in_child(&f), f);
+    Child creator([&] {
+        SharedFailure f;
+        SharedQueue q, other;
+        must(q.create(path.c_str(), config_of(RecordQueue::block, 16, false), 0600, &f), f);
+        must(other.attach(path.c_str(), 0, &f), f);
         void* slots;
         uint64_t ticket;
         int status;
         CHECK(q.reserve(1, ef::kForever, &slots, &ticket, &status) == 1);
-        const pid_t last = fork();
-        if (last == 0) {
+        if (fork() == 0) {
             must(q.after_fork_in_child(&f), f);
-            must(watcher.after_fork_in_child(&f), f);
+            other.forget_in_child();
+            CHECK(other.put(slots, nullptr, 1, ef::kForever, &status) == 0 && status == EDGEFAST_DETACHED);
             phase->store(1);
             while (phase->load() != 2) usleep(100);
             put(q, 3, 1);
             q.close();
-            watcher.close();
             phase->store(3);
             _exit(0);
         }
         for (;;) pause();
-    }
+    });
+    creator.go->store(1);
     while (phase->load() != 1) usleep(100);
-    CHECK(watcher.counters().participants == 6 && watcher.recover().participants == 0);
-    kill(middle, SIGKILL);
-    CHECK(waitpid(middle, nullptr, 0) == middle);
-    const auto report = watcher.recover();
+    SharedFailure f;
+    SharedQueue q;
+    must(q.attach(path.c_str(), 0, &f), f);
+    unlink(path.c_str());
+    CHECK(q.counters().participants == 4 && q.recover().participants == 0);
+    kill(creator.pid, SIGKILL);
+    creator.wait();
+    const auto report = q.recover();
     CHECK(report.participants == 2 && report.lost == 1);
     phase->store(2);
     while (phase->load() != 3) usleep(100);
     std::vector<uint64_t> got;
     CHECK(get(q, 1, &got) == 1 && got[0] == 3);
-    CHECK(q.recover().participants == 0 && watcher.counters().participants == 2);
+    CHECK(q.recover().participants == 0 && q.counters().participants == 1);
     munmap(phase, sizeof *phase);
 }
 
