@@ -448,6 +448,9 @@ def test_streaming_grid_delegates_and_checks_its_arguments() -> None:
     assert list(grid.get_node_ids()) == [1, 2, 3]
     if hasattr(inner, "get_nodes"):  # not before flwr 1.3x
         assert len(list(grid.get_nodes())) == 3
+    assert grid.contexts is inner.contexts
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = grid.nothing_of_the_kind
     message = grid.create_message(RecordDict(), MessageType.QUERY, 2, "group")
     (name,) = grid.push_messages([message])
     (answer,) = grid.pull_messages([name])
