@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
+import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefast.pipeline import Pipeline, PipelineError, Stage, size_of
+from edgefast.pipeline import Decision, Pipeline, PipelineError, Stage, size_of
 from edgefast.queues import Full, ShutDown
 
 WAIT = 30.0  # seconds after which a test gives up: far more than it needs
@@ -27,6 +29,22 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.002)
+
+
+def read(outputs: Iterable[Any], into: list[Any]) -> None:
+    """All outputs, those before an error too."""
+    for output in outputs:
+        into.append(output)
+
+
+def submit_until_full(p: Pipeline, items: Iterable[Any], timeout: float | None) -> int:
+    """How many get in before one does not."""
+    for n, item in enumerate(items):
+        try:
+            p.submit(item, timeout=timeout)
+        except Full:
+            return n
+    pytest.fail("all of them got in")
 
 
 def held(stage: Any) -> bool:
@@ -119,8 +137,6 @@ def test_coroutines_and_asynchronous_generators_run_as_tasks(queues: str) -> Non
         nonlocal running, most
         running += 1
         most = max(most, running)
-        import asyncio
-
         await asyncio.sleep(0.01)
         running -= 1
         return x
@@ -201,6 +217,23 @@ def test_a_batch_is_full_while_there_is_enough() -> None:
     assert sizes == [16] * 6 + [4]
 
 
+def test_a_closed_queue_does_not_hold_up_a_batch() -> None:
+    """Whatever the limits, fewer items than a batch wait in an open queue."""
+    from edgefast.pipeline._runtime import Edge
+
+    for limit in range(5, 40):
+        edge = Edge("edge", False, maxsize=40, least=5, floor=4)
+        edge.set_limit(limit)
+        edge.set_low(0)
+        assert edge.low >= 4
+        assert edge.low < edge.limit
+        edge.queue.shutdown()
+    with Pipeline([Stage(f.double_all, batch=5, linger=WAIT, maxsize=7, low_watermark=0)], adapt="none") as p:
+        outputs = p.results()
+        p.submit_many(range(50))
+        assert [next(outputs) for _ in range(50)] == [2 * x for x in range(50)]
+
+
 def test_linger_ends() -> None:
     with Pipeline([Stage(lambda batch: batch, name="batch", batch=1000, linger=0.01)]) as p:
         assert list(p.map(range(3))) == [0, 1, 2]
@@ -225,9 +258,9 @@ def test_a_batch_may_return_an_array() -> None:
     ],
 )
 def test_a_batch_function_returns_one_output_an_item(result: Any, error: type, message: str) -> None:
-    with pytest.raises(PipelineError, match="stage 'wrong' failed") as caught:
-        with Pipeline([Stage(lambda batch: result, name="wrong", batch=3, linger=WAIT, maxsize=3)]) as p:
-            list(p.map(range(3)))
+    stage = Stage(lambda batch: result, name="wrong", batch=3, linger=WAIT, maxsize=3)
+    with pytest.raises(PipelineError, match="stage 'wrong' failed") as caught, Pipeline([stage]) as p:
+        list(p.map(range(3)))
     assert type(caught.value.__cause__) is error
     assert message in str(caught.value.__cause__)
     assert caught.value.item == [0, 1, 2]
@@ -237,10 +270,9 @@ def test_a_batch_function_returns_one_output_an_item(result: Any, error: type, m
 
 
 def test_an_error_stops_the_pipeline_behind_what_came_before(how: dict[str, Any], queues: str) -> None:
-    got = []
+    got: list[int] = []
     with pytest.raises(PipelineError) as caught, Pipeline([Stage(f.fail_on_7, workers=2), f.minus], **how) as p:
-        for output in p.map(range(1000)):
-            got.append(output)
+        read(p.map(range(1000)), got)
     assert got == [-x for x in range(7)]
     assert str(caught.value) == "stage 'fail_on_7' failed on 7: ValueError: seven"
     assert (caught.value.stage, caught.value.item) == ("fail_on_7", 7)
@@ -271,9 +303,8 @@ def test_an_error_nobody_asked_for_shows_at_the_end_of_the_with_block() -> None:
 
 
 def test_an_error_that_was_shown_is_not_shown_twice() -> None:
-    with Pipeline([f.fail_on_7]) as p:
-        with pytest.raises(PipelineError):
-            list(p.map([7]))
+    with Pipeline([f.fail_on_7]) as p, pytest.raises(PipelineError):
+        list(p.map([7]))
 
 
 def test_skip(how: dict[str, Any], queues: str) -> None:
@@ -371,16 +402,23 @@ def test_what_is_no_exception_ends_the_pipeline_whatever_on_error_says() -> None
     assert all(map(held, p.statistics().stages))
 
 
+def test_a_coroutine_that_raises_no_exception_ends_the_pipeline() -> None:
+    async def leave(x: int) -> int:
+        raise SystemExit(4)
+
+    with pytest.raises(PipelineError, match="SystemExit"), Pipeline([Stage(leave, workers=2)]) as p:
+        list(p.map(range(10)))
+
+
 def test_an_error_of_the_input_comes_after_the_outputs_before_it() -> None:
     def source() -> Iterator[int]:
         yield from range(5)
         raise KeyError("broken")
 
     with Pipeline([f.double]) as p:
-        got = []
+        got: list[int] = []
         with pytest.raises(KeyError, match="broken"):
-            for output in p.map(source()):
-                got.append(output)
+            read(p.map(source()), got)
         assert got == [0, 2, 4, 6, 8]
         assert list(p.map(range(2))) == [0, 2]  # and nothing is wrong with the pipeline
 
@@ -393,18 +431,13 @@ def test_an_error_stops_a_source_that_waits() -> None:
         assert go.wait(WAIT)
         raise ValueError("late")
 
-    with (
-        pytest.raises(PipelineError, match="late"),
-        Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p,
-    ):
-        accepted = 0
-        with pytest.raises(Full):
-            for x in itertools.count():
-                p.submit(x, timeout=0.05)
-                accepted = x + 1
-        threading.Timer(0.05, go.set).start()
-        p.submit(accepted, timeout=WAIT)  # refused with the error, or the last one to get in
-        p.join()
+    with Pipeline([Stage(f.double, maxsize=2), Stage(fail, maxsize=2)], adapt="none") as p:
+        try:
+            submit_until_full(p, itertools.count(), timeout=0.05)
+        finally:
+            threading.Timer(0.05, go.set).start()
+        with pytest.raises(PipelineError, match="late"):
+            submit_until_full(p, itertools.count(), timeout=WAIT)
 
 
 # ---- map() reads no more than it has to ------------------------------------------------------------------------------
@@ -569,14 +602,15 @@ def test_immediate_shutdown_drops_what_is_queued(queues: str) -> None:
 
 
 def test_an_exception_in_the_with_block_ends_at_once() -> None:
-    done = []
-    with (
-        pytest.raises(KeyError),
-        Pipeline([Stage(lambda x: f.uneven(0) or done.append(x), name="slow", maxsize=1000)], adapt="none") as p,
-    ):
-        p.submit_many(list(range(1000)))
+    stage = Stage(lambda x: f.uneven(0), name="slow", maxsize=1000)
+
+    def leave(p: Pipeline) -> None:
+        p.submit_many(range(1000))
         raise KeyError
-    assert len(done) < 1000
+
+    with pytest.raises(KeyError), Pipeline([stage], adapt="none") as p:
+        leave(p)
+    assert p.statistics().stages[0].completed < 1000
     assert p.statistics().state == "closed"
 
 
@@ -620,11 +654,7 @@ def test_backpressure_reaches_the_source(how: dict[str, Any], queues: str) -> No
         how = {**how, "pool": 3}
     with Pipeline(stages, adapt="none", **how) as p:
         try:
-            accepted = 0
-            with pytest.raises(Full):
-                for x in itertools.count():
-                    p.submit(x, timeout=0.1)
-                    accepted += 1
+            accepted = submit_until_full(p, itertools.count(), timeout=0.1)
             statistics = p.statistics()
             assert not any(stage.writable for stage in statistics.stages)
             # Closed at 4 and not yet down to 2.
@@ -689,9 +719,7 @@ def test_drop_policies_and_their_accounts(queues: str, policy: Any, kept: list[i
 def test_policy_error_is_for_the_source() -> None:
     go = threading.Event()
     with Pipeline([Stage(lambda x: go.wait(WAIT), name="wait", maxsize=2, policy="error")], adapt="none") as p:
-        with pytest.raises(Full):
-            for x in range(20):
-                p.submit(x)
+        assert submit_until_full(p, range(20), timeout=None) < 20
         go.set()
     with pytest.raises(ValueError, match="first stage only"):
         Pipeline([f.double, Stage(f.minus, policy="error")])
@@ -726,11 +754,7 @@ def test_the_byte_budget_stops_the_source(queues: str) -> None:
     with Pipeline(
         [Stage(bytes, name="copy", maxsize=100), Stage(wait, maxsize=100)], max_bytes=1000, adapt="none"
     ) as p:
-        accepted = 0
-        with pytest.raises(Full):
-            while True:
-                p.submit(b"x" * 100, timeout=0.1)
-                accepted += 1
+        accepted = submit_until_full(p, itertools.repeat(b"x" * 100), timeout=0.1)
         assert p.statistics().bytes <= 1000
         assert 10 <= accepted <= 12  # ten queued, two in hand
         with pytest.raises(ValueError, match="at most max_bytes"):
@@ -744,9 +768,7 @@ def test_bytes_of_a_stage() -> None:
     go = threading.Event()
     stage = Stage(lambda x: go.wait(WAIT), name="wait", max_bytes=10, sizer=len)
     with Pipeline([stage]) as p:
-        with pytest.raises(Full):
-            for _ in range(20):
-                p.submit("abcd", timeout=0.02)
+        assert submit_until_full(p, ["abcd"] * 20, timeout=0.02) < 20
         assert p.statistics().stages[0].bytes == 8
         go.set()
 
@@ -771,8 +793,6 @@ def test_size_of() -> None:
 
 
 def test_decisions_are_carried_out_and_remembered() -> None:
-    from edgefast.pipeline import Decision
-
     asked: list[list[str]] = []
 
     def step(now: float, samples: Any) -> list[Decision]:
@@ -998,6 +1018,7 @@ def test_any_pipeline_is_the_composition_of_its_functions(
         (lambda: Stage(abs, workers=2, max_workers=1), ValueError, "max_workers: expected 2 <="),
         (lambda: Stage(abs, workers=2, min_workers=3), ValueError, "min_workers: expected 1 <= min_workers <= 2"),
         (lambda: Stage(abs, batch=0), ValueError, "batch"),
+        (lambda: Stage(abs, batch=8, maxsize=4), ValueError, "maxsize: expected at least batch (8), got 4"),
         (lambda: Stage(abs, linger=0.1), ValueError, "linger: expected 0 with batch=1"),
         (lambda: Stage(abs, on_error="retry"), ValueError, "on_error: expected one of stop, skip"),
         (lambda: Stage(abs, on_error=3), TypeError, "on_error"),
@@ -1047,7 +1068,5 @@ def test_bad_input_of_methods() -> None:
         with pytest.raises(TypeError, match="items: expected a sequence"):
             p.submit_many(x for x in range(3))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="cannot pickle Pipeline"):
-            import pickle
-
             pickle.dumps(p)
         assert repr(p).endswith(": double, idle>")

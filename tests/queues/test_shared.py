@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import mmap
 import os
 import pickle
 import signal
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgefast.queues
-from edgefast.queues import Empty, Full, ShutDown
+from edgefast.queues import CorruptedError, Empty, Full, ShutDown
 from edgefast.queues._record_base import POLICIES
 
 if edgefast.queues.IMPLEMENTATION != "native" or sys.platform != "linux":
@@ -205,6 +206,53 @@ def test_arrays_in_pickles_are_aligned_writable_and_their_own(shared: Make) -> N
         del inside
 
 
+def slot_of(q: Any, message: bytes) -> tuple[Any, int]:
+    """The segment, mapped, and where a message is in it."""
+    with open(f"/dev/shm/edgefast-{os.geteuid()}-{q.name}", "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    at = memory.find(message)
+    assert at >= 0
+    return memory, at
+
+
+#: A pickle with one buffer of three bytes: version, buffers, bytes of the stream; bytes of the buffer; stream; padding.
+GOLDEN_FRAME = bytes.fromhex("01 00 0100 04000000 0300000000000000 8005972e" + "00" * 12) + b"abc"
+
+
+def test_golden_frame(shared: Make) -> None:
+    q = shared(1, itemsize=100, serializer="pickle")
+    q.put(pickle.PickleBuffer(bytearray(b"abc")))
+    memory, _ = slot_of(q, GOLDEN_FRAME)
+    assert bytes(q.get()) == b"abc"
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "match"),
+    [
+        (0, b"\x02", r"version 1, got \(2, 0\)"),
+        (1, b"\x01", r"version 1, got \(1, 1\)"),
+        (2, b"\xff\xff", "lengths inside its message, got 65535 buffers"),
+        (4, b"\xff\xff\xff\xff", "lengths inside its message"),
+        (4, b"\x20", "lengths inside its message"),
+        (8, b"\x04", "buffer 0 of 4 bytes at 32 of 35"),
+        (8, b"\xff" * 8, "buffer 0 of 4611686018427387904 bytes"),
+        (8, b"\x00" * 7 + b"\x80", "buffer 0 of 4611686018427387904 bytes"),
+    ],
+)
+def test_lengths_of_frames_are_bounded(shared: Make, offset: int, value: bytes, match: str) -> None:
+    for take in (lambda q: q.get(), lambda q: q.get_many(1), lambda q: q.view().__enter__()):
+        for itemsize in (100, 10_000):
+            q = shared(1, itemsize=itemsize, serializer="pickle")
+            q.put(pickle.PickleBuffer(bytearray(b"abc")))
+            memory, at = slot_of(q, bytes.fromhex("0100010004000000"))
+            memory[at + offset : at + offset + len(value)] = value
+            memory.close()
+            with pytest.raises(CorruptedError, match=match):
+                take(q)
+            assert q.empty()
+
+
 def test_a_pickle_that_does_not_fit(shared: Make) -> None:
     q = shared(2, itemsize=200, serializer="pickle")
     with pytest.raises(ValueError, match=r"item: expected at most 200 bytes pickled, got \d\d\d"):
@@ -289,6 +337,33 @@ def test_reserve_and_view_messages(shared: Make) -> None:
         shared(1, itemsize=100, serializer="pickle").reserve()
     with pytest.raises(TypeError, match="size"):
         shared(1, dtype="i8").reserve(size=3)
+
+
+def test_others_fill_the_queue_while_a_reservation_is_open(shared: Make) -> None:
+    q = shared(2, itemsize=8)
+
+    def late(messages: list[bytes]) -> None:
+        with q.reserve(2, timeout=0.02, size=1) as slots:
+            for slot in slots:
+                slot[:] = b"x"
+            assert len(slots) == 2
+            assert q.put_many(messages) == len(messages)  # passes the open reservation
+
+    for messages, accepted in (([b"a", b"b"], 0), ([b"a"], 1)):
+        with pytest.raises(Full) as caught:
+            late(messages)
+        assert caught.value.accepted == accepted  # type: ignore[attr-defined]
+        assert q.drain() == messages + [b"x"] * accepted
+    with q.reserve(2, size=1) as slots:
+        slots[0][:] = slots[1][:] = b"x"
+        q.put_many([b"a", b"b"])
+        threading.Timer(0.03, q.get_many, [2]).start()
+    assert q.get_many(2) == [b"x", b"x"]
+    q.shutdown()
+    q = shared(2, itemsize=8)
+    with pytest.raises(ShutDown), q.reserve(size=1):
+        q.shutdown()
+    assert q.drain() == []
 
 
 def test_blocks_left_open_by_collected_generators(shared: Make) -> None:

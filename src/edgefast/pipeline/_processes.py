@@ -10,21 +10,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing as mp
-import multiprocessing.connection
 import multiprocessing.forkserver
-import os
 import pickle
 import signal
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from edgefast.pipeline._channel import Channel, Gone, PipeChannel, dumps, forget_others, open_channel, parent_lives
 from edgefast.pipeline._errors import WorkerDied
-from edgefast.pipeline._runtime import Core, Over, StageRuntime, batch_result
+from edgefast.pipeline._runtime import Core, Over, StageRuntime, Stop, batch_result
 from edgefast.pipeline._threads import ThreadWorker
 
 __all__ = ["ProcessWorker", "RemoteTraceback", "prepare"]
@@ -43,7 +41,6 @@ _EACH, _CALL, _ITERATE = range(3)
 #: Outputs of a generator function travel in groups: so many, or those of so many seconds.
 _GROUP, _GROUP_SECONDS = 64, 1e-3
 
-_parent_ends: weakref.WeakSet[Any] = weakref.WeakSet()
 _starting = threading.Lock()
 
 
@@ -76,8 +73,8 @@ def prepare(core: Core) -> None:
                 ForkingPickler.dumps(stage.spec.fn)
             except Exception as error:
                 raise TypeError(
-                    f"stage {stage.name!r}: expected a function that can be pickled for its processes, such as one of a "
-                    f'module\'s top level, got {stage.spec.fn!r} ({error}); or pass start_method="fork"'
+                    f"stage {stage.name!r}: expected a function that can be pickled for its processes, such as one of "
+                    f'a module\'s top level, got {stage.spec.fn!r} ({error}); or pass start_method="fork"'
                 ) from error
 
 
@@ -99,58 +96,85 @@ class ProcessWorker(ThreadWorker):
         stage.budget = _CHUNK_SECONDS
         if stage.spec.on_worker_death == "drop":
             stage.single = True  # one at a time, or nobody would know which of several was lost
-        self._end: Any = None
+        self._channel: Any = None
 
     # ---- the process -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         try:
             self._start()
-        except BaseException as error:
-            self.stage.core.fail(self.stage, error)
+        except (Stop, Over) as stop:
+            if isinstance(stop, Stop):
+                self.stage.core.fail(self.stage, stop.error)
+            self.stage.ended(self)
+            return
         try:
             super().run()
         finally:
             self._stop()
 
     def _start(self) -> None:
-        stage = self.stage
-        context: Any = mp.get_context(stage.core.start_method)
-        ours, theirs = context.Pipe()
-        _parent_ends.add(ours)
-        try:
-            process = context.Process(
-                target=_main,
-                args=(stage.spec.fn, stage.spec.batch, theirs, stage.core.start_method == "fork"),
-                name=threading.current_thread().name,
-                daemon=True,
-            )
-            with _starting:
-                process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._process, self._end = process, ours
-        if stage.core.immediate:
-            self.kill()
+        """Start a process and wait until it is ready.
 
-    def _stop(self) -> None:
-        process, end = self._process, self._end
-        self._process = self._end = None
+        Raises:
+            Stop: it cannot be.
+            Over: the stage was stopped meanwhile.
+        """
+        stage = self.stage
+        forked = stage.core.start_method == "fork"
+        context: Any = mp.get_context(stage.core.start_method)
+        try:
+            ours, theirs = open_channel(context)
+            try:
+                process = context.Process(
+                    target=_main,
+                    args=(stage.spec.fn, stage.spec.batch, theirs, forked),
+                    name=threading.current_thread().name,
+                    daemon=True,
+                )
+                with _starting:
+                    process.start()
+            except BaseException:
+                ours.close()
+                theirs.close()
+                raise
+        except Exception as error:
+            raise Stop(error, None) from None
+        if isinstance(theirs, PipeChannel):
+            theirs.close()
+        self._process, self._channel = process, ours
+        try:
+            while ours.receive(self._alive) is not None:
+                pass
+        except Gone:
+            how = self._stop()
+            if stage.stopping.is_set() or stage.core.immediate:
+                raise Over from None
+            raise Stop(WorkerDied(f"the process {how} before it was ready"), None) from None
+        ours.settled()
+
+    def _alive(self) -> bool:
+        if self.stage.core.immediate:
+            self.kill()
+        return self._process.is_alive()
+
+    def _stop(self) -> str:
+        """End the process; how it ended."""
+        process, channel = self._process, self._channel
         if process is None:
-            return
-        with contextlib.suppress(OSError):
-            end.send_bytes(b"")
-        end.close()
+            return "was not there"
+        channel.hang_up()
         if self.stage.core.immediate:
             process.kill()
         process.join(_PATIENCE)
         if process.is_alive():
             process.kill()
             process.join()
+        how = _ending(process.exitcode)
+        self._process = self._channel = None
         process.close()
+        channel.close()
+        return how
 
     def kill(self) -> None:
         """End the process at once, from any thread."""
@@ -161,16 +185,14 @@ class ProcessWorker(ThreadWorker):
 
     @property
     def pid(self) -> int | None:
+        """The process at the moment."""
         process = self._process
         return None if process is None else process.pid
 
-    def _died(self) -> WorkerDied:
-        """Replace the process."""
+    def _replace(self) -> WorkerDied:
+        """The process died: start another one."""
         stage = self.stage
-        process = self._process
-        process.join(_PATIENCE)
-        how = _ending(process.exitcode)
-        self._stop()
+        how = self._stop()
         if stage.stopping.is_set() or stage.core.immediate:
             raise Over
         log.warning("pipeline %r: a worker of stage %r %s and is replaced", stage.core.name, stage.name, how)
@@ -181,23 +203,17 @@ class ProcessWorker(ThreadWorker):
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _send(self, kind: int, work: Any) -> None:
-        message = ForkingPickler.dumps((kind, work))
+        message = dumps((kind, work))
         try:
-            self._end.send_bytes(message)
-        except OSError:
-            raise self._died() from None
+            self._channel.send(message, self._alive)
+        except Gone:
+            raise self._replace() from None
 
     def _receive(self) -> Any:
-        end, process = self._end, self._process
         try:
-            # The sentinel too: a process that this one forked may hold the other end open.
-            mp.connection.wait((end, process.sentinel))
-            if not end.poll():
-                raise EOFError
-            message = end.recv_bytes()
-        except (EOFError, OSError):
-            raise self._died() from None
-        return pickle.loads(message)
+            return self._channel.receive(self._alive)
+        except Gone:
+            raise self._replace() from None
 
     def _call(self, work: Any) -> Any:
         self._send(_CALL, work)
@@ -279,29 +295,29 @@ def _ending(exitcode: int | None) -> str:
 # ---- in the process --------------------------------------------------------------------------------------------------
 
 
-def _main(fn: Any, batch: int, end: Any, forked: bool) -> None:
+def _main(fn: Any, batch: int, channel: Channel, forked: bool) -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     if forked:
-        for other in tuple(_parent_ends):  # or they would stay open when the parent dies
-            other.close()
-    while True:
-        try:
-            message = end.recv_bytes()
-        except (EOFError, OSError):
-            return
-        if not message:
-            return
-        _answer(fn, batch, end, message)
-
-
-def _answer(fn: Any, batch: int, end: Any, message: bytes) -> None:
+        forget_others()
     try:
-        kind, work = pickle.loads(message)
-    except Exception as error:
-        # Of no item in particular: the sender tries them one by one.
-        _reply(end, [], error)
-        return
+        channel.send(dumps(None), parent_lives)
+        while True:
+            try:
+                kind, work = channel.receive(parent_lives)
+            except Gone:
+                raise
+            except Exception as error:
+                # Of no item in particular: the sender tries them one by one.
+                _reply(channel, [], error)
+                continue
+            _answer(fn, batch, channel, kind, work)
+    except Gone:
+        pass
+    channel.close()
+
+
+def _answer(fn: Any, batch: int, channel: Channel, kind: int, work: Any) -> None:
     if kind == _EACH:
         outputs: list[Any] = []
         failure: Exception | None = None
@@ -311,21 +327,21 @@ def _answer(fn: Any, batch: int, end: Any, message: bytes) -> None:
             except Exception as error:
                 failure = error
                 break
-        _reply(end, outputs, failure)
+        _reply(channel, outputs, failure)
     elif kind == _CALL:
         try:
             result = fn(work)
             if batch > 1:
                 result = batch_result(result, len(work))
         except Exception as error:
-            _reply(end, None, error)
+            _reply(channel, None, error)
         else:
-            _reply(end, result, None)
+            _reply(channel, result, None)
     else:
-        _stream(fn, end, work)
+        _stream(fn, channel, work)
 
 
-def _stream(fn: Any, end: Any, work: Any) -> None:
+def _stream(fn: Any, channel: Channel, work: Any) -> None:
     group: list[Any] = []
     due = 0.0
     failure: Exception | None = None
@@ -334,28 +350,27 @@ def _stream(fn: Any, end: Any, work: Any) -> None:
             group.append(output)
             now = time.monotonic()
             if len(group) >= _GROUP or now >= due:
-                if not _reply(end, group, None):
+                if not _reply(channel, group, None):
                     return
                 group, due = [], now + _GROUP_SECONDS
+    except Gone:
+        raise
     except Exception as error:
         failure = error
-    if not group or _reply(end, group, None):
-        _reply(end, None, failure)
+    if not group or _reply(channel, group, None):
+        _reply(channel, None, failure)
 
 
-def _reply(end: Any, result: Any, error: Exception | None) -> bool:
+def _reply(channel: Channel, result: Any, error: Exception | None) -> bool:
     """Send (result, error), or of a list that cannot be pickled what comes before the first such output, and False."""
     whole = True
     try:
-        message = ForkingPickler.dumps((result, None if error is None else _portable(error)))
+        message = dumps((result, None if error is None else _portable(error)))
     except Exception as unsent:
         whole = False
         failure = TypeError(f"expected an output that can be pickled: {unsent}")
-        message = ForkingPickler.dumps((_sendable(result), _portable(failure)))
-    try:
-        end.send_bytes(message)
-    except OSError:
-        os._exit(1)  # the parent is gone
+        message = dumps((_sendable(result), _portable(failure)))
+    channel.send(message, parent_lives)
     return whole
 
 
@@ -365,7 +380,7 @@ def _sendable(result: Any) -> list[Any] | None:
     good: list[Any] = []
     for output in result:
         try:
-            ForkingPickler.dumps(output)
+            dumps(output)
         except Exception:
             break
         good.append(output)

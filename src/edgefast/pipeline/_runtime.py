@@ -51,8 +51,8 @@ FLUSH_SECONDS, MOST_WAITING = 1e-3, 64
 _DECISIONS = 1024
 
 
-class Stop(Exception):
-    """An item failed for good, and the pipeline with it."""
+class Stop(BaseException):
+    """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
 
     def __init__(self, error: BaseException, item: Any) -> None:
         super().__init__()
@@ -143,6 +143,7 @@ class Edge:
         low: int | None = None,
         least: int = 1,
         first: int = FIRST_LIMIT,
+        floor: int = 0,
         policy: Any = "block",
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
@@ -155,6 +156,7 @@ class Edge:
             self.max_limit = self.min_limit = 1
         self.limit = min(self.max_limit, max(self.min_limit, first)) if adapts else self.max_limit
         self.policy = policy
+        self.floor = floor
         if low is not None:
             self.ratio = low / self.max_limit
         elif policy in ("block", "error"):
@@ -176,7 +178,8 @@ class Edge:
     def _marks(self) -> dict[str, int]:
         if self.policy == "latest":
             return {}
-        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, int(self.limit * self.ratio))}
+        low = max(int(self.limit * self.ratio), self.floor)
+        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, low)}
 
     @property
     def low(self) -> int:
@@ -249,7 +252,7 @@ class StageRuntime(Edge):
         #: Set when the stage is to end at once: waits between attempts end.
         self.stopping = threading.Event()
         self.started = 0
-        self._past = dict.fromkeys(_COUNTS, 0)
+        self._past: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._past_spent = [0.0, 0.0, 0.0, 0.0]
         #: With scheduler="max_weight": threads that serve it now, and when one began last.
         self.active = 0
@@ -260,6 +263,8 @@ class StageRuntime(Edge):
             maxsize=spec.maxsize,
             low=spec.low_watermark,
             least=spec.batch,
+            # Who waits for a full batch must not wait for a closed queue.
+            floor=spec.batch - 1 if spec.linger else 0,
             # Threads that go from stage to stage do so less often with longer queues.
             first=FIXED_LIMIT if core.scheduler == "max_weight" else FIRST_LIMIT,
             policy=spec.policy,
@@ -441,6 +446,10 @@ class StageRuntime(Edge):
         )
 
 
+#: What a controller sees where nobody reads the outputs.
+NO_OUTPUT = StageSample(OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0)
+
+
 class Reader(Edge):
     """The queue of outputs in front of whoever reads them; several may follow each other."""
 
@@ -468,10 +477,20 @@ class Reader(Edge):
         sojourn, served = self.observe(counters, now)
         spent = list(self.spent)
         spent[self.state] += max(0.0, clock() - self.since)
-        return StageSample(
-            OUTPUT, counters[0], counters[17], counters[3], served, sojourn, *spent, 1, 1, 1, self.limit, self.min_limit,
-            self.max_limit, self.item_bytes,
-        )  # fmt: skip
+        return NO_OUTPUT._replace(
+            depth=counters[0],
+            bytes=counters[17],
+            arrived=counters[3],
+            served=served,
+            min_sojourn=sojourn,
+            busy=spent[BUSY],
+            blocked=spent[BLOCKED],
+            starved=spent[STARVED],
+            limit=self.limit,
+            min_limit=self.min_limit,
+            max_limit=self.max_limit,
+            item_bytes=self.item_bytes,
+        )
 
 
 class Core:
@@ -516,9 +535,7 @@ class Core:
         self.source_blocked = 0.0
         self._source_since = 0.0
         self._observed = 0.0
-        self._output_sample = StageSample(
-            OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0
-        )
+        self._output_sample = NO_OUTPUT
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
         self.on_started: list[Callable[[], object]] = []
@@ -562,7 +579,8 @@ class Core:
                 self.pool = Pool(self)
                 self.pool.start()
             else:
-                for stage in self.stages:
+                # The last first: a stage that has workers may end, and then the next one must have some.
+                for stage in reversed(self.stages):
                     stage.staff()
             if self.controller is not None or self.observers:
                 self._control = threading.Thread(target=self._control_loop, name=f"{self.name}-control", daemon=True)
@@ -677,8 +695,14 @@ class Core:
 
     def forked(self) -> None:
         """In a forked child: there are no workers."""
+        # Whoever held the locks does not exist here.
         self.lock = threading.Lock()
-        if self.state in ("running", "draining"):
+        self.closed = threading.Event()
+        self.watchers = []
+        for stage in self.stages:
+            stage.lock = threading.Lock()
+            stage.workers.clear()
+        if self.state != "idle":
             self.state = "closed"
             self.closed.set()
 
@@ -860,7 +884,7 @@ class Core:
     # ---- control -----------------------------------------------------------------------------------------------------
 
     def _control_loop(self) -> None:
-        pause = self.period
+        pause = min(self.period, getattr(self.controller, "next_period", self.period))
         while not self.closed.wait(pause):
             pause = self.control()
         self._observe()

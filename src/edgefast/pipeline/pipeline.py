@@ -7,11 +7,13 @@ import functools
 import itertools
 import os
 import sys
+import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
+from edgefast._threads import available_cpus
 from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
 from edgefast.pipeline._runtime import OUTPUT, Core, clock
@@ -21,7 +23,7 @@ from edgefast.pipeline.stage import Backend, Stage
 from edgefast.queues import ShutDown
 from edgefast.queues._checks import batch_of, check_choice, integer, seconds
 
-__all__ = ["Adapt", "Pipeline", "Scheduler", "size_of"]
+__all__ = ["Adapt", "Pipeline", "Scheduler", "SupportsStep", "size_of"]
 
 Scheduler = Literal["threads", "max_weight"]
 Adapt = Literal["debloat", "none"]
@@ -30,9 +32,15 @@ _numbers = itertools.count(1)
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
 
 
+class SupportsStep(Protocol):
+    """A controller; it may also have `next_period`, the seconds until its next step at most."""
+
+    def step(self, now: float, samples: Sequence[StageSample], /) -> Sequence[Decision]: ...
+
+
 def size_of(item: Any) -> int:
-    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list or
-    dict those of what is in it; of anything else sys.getsizeof().
+    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list
+    or dict those of what is in it; of anything else sys.getsizeof().
 
     Examples:
         >>> from edgefast.pipeline import size_of
@@ -102,7 +110,7 @@ class Pipeline:
         target_delay: float = 0.2,
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
-        adapt: Adapt | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
+        adapt: Adapt | SupportsStep | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
         scheduler: Scheduler = "threads",
         pool: int | None = None,
         backend: Backend = "thread",
@@ -446,11 +454,15 @@ class _Debloat:
         self._workers = WorkerController()
         self._period = period
         self._moved = 0.0
+        self._cpus = available_cpus()
+        self._used = (0.0, 0.0)
         self.core: Core | None = None
 
     def step(self, now: float, samples: Sequence[StageSample]) -> list[Decision]:
         blocked = 0.0 if self.core is None else self.core.source_waited(now)
-        decisions = self._limits.step(now, samples, source_blocked=blocked)
+        (then, before), self._used = self._used, (now, used := time.process_time())
+        cpu = (used - before) / (max(now - then, 1e-9) * self._cpus) if then else 0.0
+        decisions = self._limits.step(now, samples, source_blocked=blocked, cpu=cpu)
         if now - self._moved >= 0.9 * self._period:
             self._moved = now
             decisions += self._workers.step(now, samples)
@@ -464,7 +476,7 @@ class _Debloat:
 class _Steps:
     """A controller that is only a function."""
 
-    def __init__(self, step: Callable[[float, Sequence[StageSample]], Sequence[Decision]]) -> None:
+    def __init__(self, step: Any) -> None:
         self.step = step
 
 
@@ -474,9 +486,9 @@ def _controller_of(adapt: Any, target_delay: float, max_bytes: int | None, perio
         return None if adapt == "none" else _Debloat(target_delay, max_bytes, period)
     if callable(getattr(adapt, "step", None)):
         return adapt
-    if not callable(adapt):
-        raise TypeError(f'adapt: expected "debloat", "none", a controller or a callable, got {type(adapt).__name__}')
-    return _Steps(adapt)
+    if callable(adapt):
+        return _Steps(adapt)
+    raise TypeError(f'adapt: expected "debloat", "none", a controller or a callable, got {type(adapt).__name__}')
 
 
 def _forgotten(core: Core) -> None:

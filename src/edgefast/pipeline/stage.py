@@ -108,6 +108,8 @@ class Stage:
             raise ValueError(f"linger: expected 0 with batch=1, got {linger!r}")
         self.ordered = bool(ordered)
         self.maxsize = None if maxsize is None else integer(maxsize, "maxsize", low=1, high=1 << 62)
+        if self.maxsize is not None and self.maxsize < self.batch and policy != "latest":
+            raise ValueError(f"maxsize: expected at least batch ({self.batch}), got {maxsize}")
         self.low_watermark = (
             None if low_watermark is None else integer(low_watermark, "low_watermark", low=0, high=1 << 62)
         )
@@ -161,7 +163,7 @@ def _kind_of(fn: Callable[..., Any]) -> Kind:
         ("async generator", inspect.isasyncgenfunction),
         ("generator", inspect.isgeneratorfunction),
     )
-    call = getattr(type(fn), "__call__", None)  # an object that is called
+    call = type(fn).__call__  # of an object that is called
     for kind, test in tests:
         if test(fn) or test(call):
             return kind
