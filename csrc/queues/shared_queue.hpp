@@ -45,6 +45,7 @@ public:
         int64_t dropped_dead;  // the same, dropped (drop_of_dead)
         int64_t recoveries;    // participants found dead
         int64_t participants;  // handles of all processes
+        int64_t in_hands;      // slots being written, read, reserved or viewed
     };
     struct Participant {
         uint64_t index;
@@ -61,7 +62,7 @@ public:
     SharedQueue(const SharedQueue&) = delete;
     SharedQueue& operator=(const SharedQueue&) = delete;
 
-    // Once, before anything else. False: why.
+    // Before anything else; once, unless it fails. False: why.
     bool create(const char* path, const SharedConfig& config, mode_t mode, SharedFailure* failure) {
         *failure = {};
         if (!segment_.create(path, config, mode, failure)) return false;
@@ -72,7 +73,9 @@ public:
         *failure = {};
         if (!segment_.attach(path, flags, failure)) return false;
         begin();
-        return join(failure);
+        if (join(failure)) return true;
+        segment_.drop();
+        return false;
     }
     // Looks without taking part. *in_use: whether some process is a participant of the queue.
     static bool inspect(const char* path, unsigned flags, SharedConfig* config, bool* in_use, SharedFailure* failure) {
@@ -106,6 +109,9 @@ public:
         recovering_.store(false, std::memory_order_relaxed);
         return segment_.renew(failure) && join(failure);
     }
+
+    // In a forked child that will not use it: without this call the parent's death goes unnoticed as long as the child lives.
+    void forget_in_child() { segment_.forget(); }
 
     // ---- records ---------------------------------------------------------------------------------------------------
 
@@ -391,6 +397,7 @@ public:
         c.lost = static_cast<int64_t>(lost);
         c.redelivered = static_cast<int64_t>(redelivered);
         c.dropped_dead = static_cast<int64_t>(dead);
+        c.in_hands = ring_.in_hands();
         c.peak = peek(segment_.control().peak);
         c.closed = ring_.closed();
         c.bytes = static_cast<int64_t>(static_cast<uint64_t>(c.size) * config().itemsize);
@@ -416,7 +423,8 @@ private:
     bool latest() const { return policy() == RecordQueue::latest; }
 
     void begin() {
-        ring_.bind(segment_.ring_memory(&cursor_), segment_.layout().slots, segment_.layout().ring_size);
+        ring_.bind(segment_.ring_memory(&cursor_), segment_.layout().slots, segment_.layout().ring_size,
+                   segment_.layout().stride >= kBigSlot);
         cpu_set_t cpus;
         if (sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) > 1) spins_ = kSpins;
         if (latest()) segment_.control().limit.store(1, std::memory_order_relaxed);
@@ -471,7 +479,6 @@ private:
             EDGEFAST_CRASH_POINT("put.written");
             const Taken t = publish(slots, count, past_gate, status);
             for (int64_t i = t.count; i < count; ++i) ring_.give_back(segment_.me(), slots[i]);
-            EDGEFAST_CRASH_POINT("put.gave_back");
             done += t.count;
             if (*status != EDGEFAST_OK) {
                 if (done == skipped) return 0;
@@ -649,8 +656,9 @@ private:
             counted = true;
             add(sleepers, 1);
             const Slept slept = event.wait(key, deadline < now + kLook ? deadline : now + kLook);
-            add(sleepers, -1);
             EDGEFAST_CRASH_POINT("wait.woken");
+            if (!segment_.joined()) return nothing;
+            add(sleepers, -1);
             if (is_leaving()) return nothing;
             t = attempt();
             if (t.outcome != Took::none) return t;
@@ -730,7 +738,10 @@ private:
     }
     static uint64_t microseconds() { return (static_cast<uint64_t>(now_ns()) / 1000 & 0xffffffffff) | 1; }
 
-    static constexpr int kSpins = 64;
+    // About what a sleep and a wake-up cost: the other side is often at its next record by then.
+    static constexpr int kSpins = 400;
+    // From this size on the slot freed last is taken first: it is still in the cache.
+    static constexpr uint64_t kBigSlot = 65536;
 
     SharedSegment segment_;
     Ring ring_;

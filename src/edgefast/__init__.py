@@ -1,6 +1,6 @@
 """edgefast: native sketching, backpressure queues and federated aggregation for edge systems.
 
-`sketch`, `queues` and `aggregate` load on first use.
+`sketch`, `queues`, `pipeline` and `aggregate` load on first use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgefast._version import __version__
 from edgefast.backends import available_backends, backend, using
 
 if TYPE_CHECKING:
-    from edgefast import aggregate, queues, sketch
+    from edgefast import aggregate, pipeline, queues, sketch
     from edgefast.federated import load_model
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "backend",
     "get_include",
     "load_model",
+    "pipeline",
     "queues",
     "show_config",
     "sketch",
@@ -45,7 +46,7 @@ def get_include() -> str:
     return os.path.join(os.path.dirname(__file__), "include")
 
 
-_SUBMODULES = ("aggregate", "federated", "queues", "sketch")
+_SUBMODULES = ("aggregate", "federated", "pipeline", "queues", "sketch")
 
 
 def __getattr__(name: str) -> Any:

@@ -86,11 +86,12 @@ def test_options_reach_the_job(capsys: pytest.CaptureFixture[str]) -> None:
         "seed": 12,
         "backend": "numpy",
         "threads": 1,
+        "device-timeout": 7.5,
     }
     status, text, _ = call(capsys, "run", "--json", *(x for k, v in options.items() for x in (f"--{k}", v)))
     assert status == 0
     found = json.loads(text)
-    assert found["config"] == {k.replace("-", "_"): v for k, v in options.items()}
+    assert found["config"] == {k.replace("-", "_"): v for k, v in options.items()} | {"processes": False, "engine": "local"}
     assert found["backend"] == {"name": "numpy", "simd": None, "threads": 1}
 
 
@@ -134,6 +135,7 @@ ERRORS: list[tuple[list[str], str]] = [
     (["run", "--rounds", "x"], "argument --rounds: invalid int value: 'x'"),
     (["run", "--backend", "cuda"], "unknown backend 'cuda': expected one of auto, native, numba, numpy"),
     (["run", "--threads", "0"], "threads: expected an integer from 1"),
+    (["run", "--device-timeout", "0"], "device_timeout: expected a number above 0"),
     (["run", "--policy", "perhaps"], "argument --policy: invalid choice: 'perhaps'"),
     (["run", "--out", "{table}"], "expected a folder to write to, this is a file"),
     (["predict", "nowhere", "{table}"], "nowhere: expected the folder of a run, there is no model.npz in it"),

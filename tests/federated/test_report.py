@@ -104,5 +104,30 @@ def test_a_drop_policy_is_called_unrepeatable(metrics: dict[str, Any], tmp_path:
     assert "5 of 48 batches were dropped" in text or "batches were dropped" in text
 
 
+def test_missing_devices_are_told(metrics: dict[str, Any], tmp_path: Path) -> None:
+    from edgefast.federated.report import describe_faults
+
+    assert describe_faults(metrics) == []
+    hurt = copy.deepcopy(metrics)
+    late = [(1, 2), (2, 2), (4, 2), (3, 0)]
+    hurt["faults"] = [{"device": d, "round": r, "kind": "late", "reason": "slow or stopped"} for r, d in late]
+    hurt["faults"].insert(1, {"device": 1, "round": 2, "kind": "lost", "reason": "killed by <SIGKILL>"})
+    assert describe_faults(hurt) == [
+        ("lost", "device 1 in round 2: killed by <SIGKILL>; 2 of 3 devices went on"),
+        ("late", "device 2 in rounds 1-2, 4: slow or stopped"),
+        ("late", "device 0 in round 3: slow or stopped"),
+    ]
+    text = page(hurt, tmp_path / "r.html")
+    assert "Lost: device 1 in round 2: killed by &lt;SIGKILL&gt;; 2 of 3 devices went on." in text
+    assert "Late: device 2 in rounds 1-2, 4: slow or stopped." in text
+    assert "another run gives another model" in text
+    assert "a device lost" in text
+    hurt["faults"] = [{"device": d, "round": 2, "kind": "lost", "reason": "killed by SIGKILL"} for d in range(3)]
+    hurt["deserted"] = True
+    text = page(hurt, tmp_path / "r.html")
+    assert "Every device was lost after 4 of 4 rounds" in text
+    assert "went on" not in text
+
+
 def test_same_metrics_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> None:
     assert page(metrics, tmp_path / "a.html") == page(metrics, tmp_path / "b.html")

@@ -335,7 +335,7 @@ def test_select_multikrum_is_bulyans_rule_and_right_where_flowers_is_not() -> No
     rng = np.random.default_rng(0)
     base = rng.normal(0, 0.05, 20_000)
     wrong = 0
-    for _ in range(6):
+    for _ in range(3):
         x = (base + 1e-5 * rng.normal(size=(10, 20_000))).astype(np.float32)
         wide = x.astype(np.float64)
         scores = np.sort(((wide[:, None] - wide[None]) ** 2).sum(-1), axis=1)[:, 1:7].sum(1)
@@ -446,7 +446,11 @@ def test_streaming_grid_delegates_and_checks_its_arguments() -> None:
     grid.set_run("a run")
     assert grid.run == "a run" == inner.run
     assert list(grid.get_node_ids()) == [1, 2, 3]
-    assert len(list(grid.get_nodes())) == 3
+    if hasattr(inner, "get_nodes"):  # not before flwr 1.3x
+        assert len(list(grid.get_nodes())) == 3
+    assert grid.contexts is inner.contexts
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = grid.nothing_of_the_kind
     message = grid.create_message(RecordDict(), MessageType.QUERY, 2, "group")
     (name,) = grid.push_messages([message])
     (answer,) = grid.pull_messages([name])

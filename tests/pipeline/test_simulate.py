@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgefast.pipeline import Decision, simulate
-from edgefast.pipeline.control import Controller
+from edgefast.pipeline.control import Controller, WorkerController
 from edgefast.pipeline.simulate import Simulation, Stage, exponential
 
 
@@ -97,6 +99,34 @@ def test_times() -> None:
     assert [source(rng, 0.0) for _ in range(7)] == [0.1, 0.1, 1.0, 0.1, 0.1, 1.0, 0.1]
     rare = simulate.spikes(1.0, 2.0, 0.25)
     assert np.mean([rare(rng, 0.0) for _ in range(10_000)]) == pytest.approx(1.25, rel=0.02)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from([0.0, 1e-3, 3e-3])), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.sampled_from([0.0, 2e-4]),
+    st.booleans(),
+    st.integers(0, 100),
+)
+@settings(max_examples=40)
+def test_any_pipeline_moves_and_loses_nothing(
+    line: list[tuple[int, float]], limit: int, wake_time: float, adapts: bool, seed: int
+) -> None:
+    """With controllers that change limits and workers at every step, too."""
+    stages = [Stage(f"s{i}", exponential(t + 1e-4), workers=w) for i, (w, t) in enumerate(line)]
+    controllers: dict[str, Any] = (
+        {"controller": Controller(), "worker_controller": WorkerController()} if adapts else {}
+    )
+    simulation = Simulation(stages, exponential(1e-3), limit=limit, wake_time=wake_time, seed=seed, **controllers)
+    result = simulation.run(0.5)
+    assert result.completed > 20
+    samples = simulation.samples()
+    for k, (s, depth) in enumerate(zip(samples, result.depths, strict=True)):
+        assert s.arrived == s.served + s.depth == s.served + depth
+        following = samples[k + 1].arrived if k + 1 < len(samples) else result.completed
+        assert 0 <= s.served - following <= sum(w for w, _ in line)  # in the hands of workers
+    assert sum(result.workers) == sum(w for w, _ in line)
+    assert (result.latencies > 0).all()
 
 
 def test_nothing_to_simulate() -> None:

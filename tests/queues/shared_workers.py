@@ -69,6 +69,21 @@ def hold(q: Any, what: str, answers: Any) -> None:
         time.sleep(600)
 
 
+def create_and_fork(answers: Any) -> None:
+    """Makes a queue, has a forked child live on with it, holds an item, to be killed."""
+    q = SharedQueue.create(2, itemsize=8, name=f"parent-{os.getpid()}")
+    q.put(b"held")
+    child = os.fork()
+    if child == 0:
+        end = time.monotonic() + 60
+        while not q.is_shutdown and time.monotonic() < end:
+            time.sleep(0.01)
+        os._exit(0)
+    with q.view():
+        answers.put(q.name.encode())
+        time.sleep(600)
+
+
 def produce(name: str, who: int, seed: int) -> None:
     """Puts numbered records until killed; the numbers that count are those the shared ledger shows."""
     rng = np.random.default_rng(seed)
@@ -82,13 +97,13 @@ def produce(name: str, who: int, seed: int) -> None:
                 q.put(stamped(who, range(i, i + 1))[0], timeout=0.01)
                 i += 1
             elif kind < 0.6:
-                with q.reserve(n, timeout=0.01) as slots:
+                with q.reserve(min(n, q.maxsize), timeout=0.01) as slots:
                     slots[:] = stamped(who, range(i, i + len(slots)))
                 i += len(slots)
             else:
                 i += q.put_many(stamped(who, range(i, i + n)), timeout=0.01)
-        except Full:
-            pass
+        except Full as full:
+            i += getattr(full, "accepted", 0)
 
 
 def consume(name: str, seed: int, log: str) -> None:
@@ -99,7 +114,7 @@ def consume(name: str, seed: int, log: str) -> None:
     with open(log, "ab", buffering=0) as out:
         while True:
             try:
-                with q.view(int(rng.integers(1, 6)), timeout=0.05) as records:
+                with q.view(int(rng.integers(1, min(6, q.maxsize + 1))), timeout=0.05) as records:
                     out.write(records.tobytes())
             except Empty:
                 continue

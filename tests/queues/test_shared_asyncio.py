@@ -21,6 +21,7 @@ if edgefast.queues.IMPLEMENTATION != "native" or sys.platform != "linux":
     pytest.skip("SharedQueue needs the native backend and Linux", allow_module_level=True)
 
 import shared_workers
+
 from edgefast.queues import SharedQueue
 
 Make = Callable[..., Any]
@@ -99,6 +100,7 @@ def test_another_process_answers(shared: Make) -> None:
 
 def test_many_loops(shared: Make) -> None:
     q = shared(3, dtype="i8")
+    before = set(helpers())
     got: list[list[int]] = [[] for _ in range(3)]
 
     async def consume(mine: list[int]) -> None:
@@ -121,8 +123,8 @@ def test_many_loops(shared: Make) -> None:
     q.shutdown()
     for t in consumers:
         t.join(60)
-    assert sorted(sum(got, [])) == [who * 1000 + i for who in range(2) for i in range(200)]
-    assert len(helpers()) <= 2
+    assert sorted(value for mine in got for value in mine) == [who * 1000 + i for who in range(2) for i in range(200)]
+    assert len(set(helpers()) - before) <= 2
 
 
 def test_cancelled_calls_have_done_nothing(shared: Make) -> None:
@@ -239,11 +241,11 @@ def range_of(n: int) -> list[int]:
 def test_helpers_end_and_keep_nothing_alive() -> None:
     q = SharedQueue.create(1, itemsize=8)
 
-    async def main() -> None:
+    async def main(queue: Any) -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(q.aget(), 0.01)
+            await asyncio.wait_for(queue.aget(), 0.01)
 
-    run(main())
+    run(main(q))
     gone = weakref.ref(q)
     del q
     end = time.monotonic() + 30

@@ -256,31 +256,7 @@ def test_cleanup_takes_damaged_segments_and_nothing_else(planted: Callable[[byte
 
 
 def test_no_room_in_shared_memory_is_an_error_at_once(shared: Make) -> None:
-    free = os.statvfs("/dev/shm")
+    whole = os.statvfs("/dev/shm")  # more than all of it: what is only more than is free would first be filled
     with pytest.raises(OSError) as caught:
-        shared(1000, itemsize=free.f_bavail * free.f_frsize // 1000 + 4096)
+        shared(1000, itemsize=min(2**32 - 1, whole.f_blocks * whole.f_frsize // 1000 + 4096))
     assert not isinstance(caught.value, (FileExistsError, FileNotFoundError))
-
-
-def test_numba_and_numpy_processes_and_other_systems_say_why() -> None:
-    code = """
-import sys
-from edgefast.queues import SharedQueue, cleanup, list_shared
-for call in (lambda: SharedQueue.create(1, itemsize=1), lambda: SharedQueue.attach("x"), SharedQueue, cleanup, list_shared):
-    try:
-        call()
-    except ImportError as error:
-        print(error)
-"""
-    env = {**os.environ, "EDGEFAST_BACKEND": "numpy"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("needs the native backend: this process runs with EDGEFAST_BACKEND=numpy") == 5
-    env.pop("EDGEFAST_BACKEND")
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("import sys", "import sys; sys.platform = 'darwin'")],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.count("SharedQueue needs Linux") == 5

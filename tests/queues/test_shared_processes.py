@@ -24,7 +24,6 @@ if edgefast.queues.IMPLEMENTATION != "native" or sys.platform != "linux":
     pytest.skip("SharedQueue needs the native backend and Linux", allow_module_level=True)
 
 import shared_workers
-from edgefast.queues import SharedQueue
 
 Make = Callable[..., Any]
 SOAK_SECONDS = float(os.environ.get("EDGEFAST_SOAK_SECONDS", "5"))
@@ -181,7 +180,7 @@ def test_a_consumer_killed_in_a_view(shared: Make, policy: str) -> None:
             q.recover()
             assert q.empty()
             s = q.statistics()
-            assert (s.lost + s.dropped_oldest, s.redelivered) == (1, 0)
+            assert (s.lost, s.redelivered, s.dropped_dead) == (0, 0, 1)
     assert s.participants == 1
     assert q.put_many([b"a", b"b"], timeout=60) == 2
 
@@ -199,6 +198,21 @@ def test_a_producer_killed_in_a_reservation(shared: Make) -> None:
         assert report.lost == q.statistics().lost >= 1
     assert q.put_many([b"a", b"b"], timeout=60) == 2
     assert q.get_many(2) == [b"a", b"b"]
+
+
+def test_a_forked_child_does_not_keep_its_parent_alive(shared: Make) -> None:
+    answers = shared(2, itemsize=50)
+    with process("fork", shared_workers.create_and_fork, answers) as parent:
+        name = answers.get(timeout=60).decode()
+        with edgefast.queues.SharedQueue.attach(name) as q:
+            until(lambda: len(q.participants()) == 3)
+            parent.kill()
+            parent.join()
+            assert q.get(timeout=60) == b"held"
+            assert all(p.alive for p in q.participants())
+            q.shutdown()
+            until(lambda: len(q.participants()) == 1 or q.recover().dead)
+            q.unlink()
 
 
 @pytest.mark.parametrize("what", ["view", "reserve"])
@@ -247,7 +261,7 @@ def soak(shared: Make, folder: Path, seconds: float, seed: int) -> int:
     rng = random.Random(seed)
     q = shared(rng.choice([1, 2, 7, 64]), dtype=shared_workers.RECORD, max_participants=16)
     kills = number = 0
-    running: list[tuple[str, int, subprocess.Popen[bytes]]] = []
+    running: list[tuple[str, int, Any]] = []
     logs: list[Path] = []
     context = contextlib.ExitStack()
     end = time.monotonic() + seconds

@@ -318,7 +318,8 @@ class ErrorFeedback:
             if e.shape != a.shape:
                 raise ShapeMismatch.of("residual", key or None, f"shape {a.shape}", e.shape)
             found.append(e.copy())
-        if extra := set(residual) - set(template.keys):
+        floats = {k for k, e in zip(template.keys, found, strict=True) if e is not None}
+        if extra := set(residual) - floats:
             raise StructureMismatch.of("residual", None, "the update's float tensors", f"also {sorted(extra)[:5]}")
         self._residual = found
         self._template = _shapes_only(template)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ __all__ = [
     "Table",
     "Watcher",
     "as_json",
+    "commands",
     "heading",
     "lines",
     "notes",
@@ -220,7 +222,7 @@ _COLUMNS = (
 )
 _SHARED = (
     Column("queue"),
-    Column("at work", True),
+    Column("handles", True),
     Column("", False, 2),
     Column("depth", True),
     Column("limit", True),
@@ -234,7 +236,7 @@ _SHARED = (
     Column("redelivered", True, 9),
     Column("bytes", True, 5),
 )
-_QUEUES = (Column("pid", True), *(c for c in _SHARED if c.title not in ("at work", "lost", "redelivered", "bytes")))
+_QUEUES = (Column("pid", True), *(c for c in _SHARED if c.title != "bytes"))
 
 
 def heading(picture: Picture) -> str:
@@ -250,6 +252,14 @@ def heading(picture: Picture) -> str:
         _several(len(picture.shared), "shared queue", "shared queues"),
     ]
     return f"edgefast top  {time.strftime('%H:%M:%S')}  " + ", ".join(counts)
+
+
+def commands(picture: Picture) -> list[str]:
+    """A line for every command that runs, with its processes."""
+    found: dict[str, list[int]] = {}
+    for process in picture.published.processes:
+        found.setdefault(clean(process.command, 80) or "?", []).append(process.pid)
+    return [f"{command}  (pid {', '.join(map(str, pids))})" for command, pids in found.items()]
 
 
 def notes(picture: Picture) -> list[str]:
@@ -280,17 +290,32 @@ def tables(picture: Picture) -> list[Table]:
     queues = Table("queues", _QUEUES, [])
     for process in picture.published.processes:
         for queue in process.queues:
-            row = _queue_cells(queue.statistics)
-            queues.rows.append([Cell(str(process.pid), "dim"), Cell(clean(queue.name)), *row])
+            found = queue.statistics
+            shared = found.participants > 0  # a SharedQueue: it counts its handles
+            queues.rows.append(
+                [
+                    Cell(str(process.pid), "dim"),
+                    Cell(clean(queue.name, 40), "head"),
+                    Cell(str(found.participants) if shared else ""),
+                    *_queue_cells(found),
+                    _alarm(found.lost) if shared else Cell(""),
+                    _alarm(found.redelivered) if shared else Cell(""),
+                ]
+            )
     shared = Table("shared queues", _SHARED, [_shared_row(view) for view in picture.shared])
     return [table for table in (pipelines, queues, shared) if table.rows]
 
 
 def _pipeline_rows(picture: Picture) -> Iterator[list[Cell]]:
     for process in picture.published.processes:
-        for i, pipeline in enumerate(process.pipelines):
+        for i, pipeline in sorted(enumerate(process.pipelines), key=lambda each: _natural(each[1].name)):
             for j, stage in enumerate(pipeline.stages):
                 yield _stage_row(picture, process, pipeline, stage, picture.busy[process.pid, i, j], first=j == 0)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts device-2 before device-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _stage_row(
@@ -343,13 +368,13 @@ def _queue_cells(statistics: QueueStatistics) -> list[Cell]:
         _gate(statistics.writable),
         Cell(_rate(statistics.put_rate)),
         Cell(_rate(statistics.get_rate)),
-        _alarm(statistics.dropped_newest + statistics.dropped_oldest + statistics.expired),
+        _alarm(statistics.dropped_newest + statistics.dropped_oldest + statistics.dropped_dead + statistics.expired),
         Cell(f"{statistics.full_waits:,}"),
     ]
 
 
 def _shared_row(view: SharedView) -> list[Cell]:
-    name = Cell(clean(view.name), "head")
+    name = Cell(clean(view.name, 40), "head")
     if view.statistics is None:
         style = "dim" if view.state in ("left behind", "gone") else "bad"
         filler = [Cell("")] * (len(_SHARED) - 3)
@@ -476,7 +501,7 @@ def _pad(cell: Cell, width: int, right: bool) -> Cell:
 
 def plain(picture: Picture) -> str:
     """The picture as text."""
-    parts = [heading(picture)]
+    parts = [heading(picture), *commands(picture)]
     for table in tables(picture):
         parts += ["", table.title]
         parts += ["  ".join(cell.text for cell in row).rstrip() for row in lines(table)]

@@ -74,6 +74,10 @@ def _run(args: argparse.Namespace) -> int:
     config = RunConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
     if args.target is not None and args.data is None:
         raise InputError("target: names a column of --data FILE, which is not given")
+    if config.processes:
+        from edgefast.federated.processes import prepare
+
+        prepare(deaf=True)
     folder = None if args.out is None else _folder(Path(args.out))
     data = digits() if args.data is None else read_dataset(args.data, args.target)
     with LiveView(config, data.name) as view:

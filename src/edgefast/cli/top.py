@@ -40,11 +40,12 @@ def _top(args: argparse.Namespace) -> int:
             picture = watcher.look()
         if args.json:
             print(json.dumps(as_json(picture), allow_nan=False))
-        elif sys.stdout.isatty():
-            console = _console()
-            console.print(_screen(picture, console.size.width, math.inf), no_wrap=True, crop=False)
-        else:
+            return 0
+        console = _console() if sys.stdout.isatty() else None
+        if console is None:
             print(plain(picture))
+        else:
+            console.print(_screen(picture, console.size.width, math.inf), no_wrap=True, crop=False)
         return 0
     if not sys.stdout.isatty():
         raise InputError("expected a terminal to draw on; --once prints one picture, --json one JSON object")
@@ -52,19 +53,22 @@ def _top(args: argparse.Namespace) -> int:
 
 
 def _console() -> Any:
-    from edgefast.errors import InputError
-
+    """None without rich."""
     try:
         from rich.console import Console
     except ImportError:
-        raise InputError("the live view needs rich; pip install 'edgefast[cli]', or use --json") from None
+        return None
     return Console()
 
 
 def _live(watcher: Any, interval: float) -> int:
-    from rich.live import Live
+    from edgefast.errors import InputError
 
     console = _console()
+    if console is None:
+        raise InputError("the live view needs rich; pip install 'edgefast[cli]', or use --once or --json")
+    from rich.live import Live
+
     with Live(console=console, screen=True, auto_refresh=False, transient=True) as live, _Keys() as keys:
         while True:
             live.update(_screen(watcher.look(), console.size.width, console.size.height), refresh=True)
@@ -113,11 +117,12 @@ def _screen(picture: Picture, width: int, height: float) -> Any:
     """The picture for a terminal, fitted into it. Names are Text, never markup."""
     from rich.text import Text
 
-    from edgefast.cli._top import heading, lines, notes, tables
+    from edgefast.cli._top import commands, heading, lines, notes, tables
 
     remarks = notes(picture)
-    found = [Text(heading(picture), style="bold")]
-    room = height - 1 - len(remarks) - bool(remarks)
+    started = commands(picture)
+    found = [Text(heading(picture), style="bold"), *(Text(line, style="dim") for line in started)]
+    room = height - len(found) - len(remarks) - bool(remarks)
     for table in tables(picture):
         rows = lines(table, width)
         found += [Text(), Text(table.title, style="bold cyan")]

@@ -20,8 +20,8 @@ from edgefast.queues import Queue, ShutDown
 
 __all__ = ["Device", "DeviceReport", "StageTotals", "Stopped", "Update"]
 
-_END = None  # closes a device's stream for one round
 _MAX_TRACE = 2000
+_GROUP = 4  # mini-batches sketched at once
 _MAX_DEPTHS = 128  # samples of a round
 
 Batch = tuple[NDArray[Any], NDArray[np.int64]]
@@ -104,7 +104,8 @@ class Device:
         self._number = 0
         self._trainer: SoftmaxTrainer | None = None
         self._done: Future[None] = Future()
-        self._last = 0.0
+        # Sketching a few mini-batches at once costs little more than one. Fewer than would fill the queue at a blow.
+        self._group = max(1, min(_GROUP, high // 4))
         # One worker a stage keeps the order by itself. The limit is the high watermark: a gate is as hard as a limit.
         self._pipeline = Pipeline(
             [
@@ -143,7 +144,7 @@ class Device:
                 self._pipeline.submit_many(batches)
             if self._shard.config.policy != "block":
                 self._pipeline.join()  # the end must neither be dropped nor replace a batch
-            self._pipeline.submit(_END)
+            self._pipeline.submit(None)
         except (PipelineError, ShutDown):
             if not done.done():
                 raise Stopped from None
@@ -168,8 +169,8 @@ class Device:
 
     def stop(self) -> None:
         """End a `fit` under way, which raises Stopped; the queue's items are discarded. From any thread."""
-        self._pipeline.shutdown(immediate=True)
         self._end(Stopped())
+        self._pipeline.shutdown(immediate=True)
 
     def close(self) -> None:
         """Wait for the device's threads; after the last `fit` or `stop`."""
@@ -180,49 +181,50 @@ class Device:
     # ---- the stages --------------------------------------------------------------------------------------------------
 
     def _source(self, number: int) -> Iterator[list[NDArray[np.int64]]]:
-        """The rows of every mini-batch, an epoch at a time."""
+        """Row numbers, an epoch at a time, those of a few mini-batches in each array."""
         config = self._shard.config
         rng = np.random.Generator(np.random.Philox(key=[config.seed, 3], counter=[0, 0, number, self.index]))
+        span = config.batch * self._group
         for _ in range(config.epochs):
             order = rng.permutation(self.rows)
-            yield [order[start : start + config.batch] for start in range(0, self.rows, config.batch)]
+            yield [order[start : start + span] for start in range(0, self.rows, span)]
 
-    def _sketch(self, rows: NDArray[np.int64] | None) -> Batch | None:
-        """Rows standardised and sketched where they are born."""
-        began = time.thread_time()
+    def _sketch(self, rows: NDArray[np.int64] | None) -> Iterator[Batch | None]:
+        """Mini-batches of rows, standardised and sketched where they are born. None ends the round and is passed on."""
         try:
-            if rows is _END:
-                return _END
-            shard, report = self._shard, self._report
-            # What this thread did since the call before: it put that one's batch into the queue and took these rows.
-            if report.queue.items:
-                report.queue.seconds += began - self._last
-            report.queue.items += 1
-            self._note()
-            if self._depths is not None:
-                self._depths.add(time.perf_counter(), self.queue.qsize())
+            if rows is None:
+                yield None
+                return
+            shard, size, report = self._shard, self._shard.config.batch, self._report
+            began = time.thread_time()
             Z = shard.operator.transform(shard.scaler.transform(shard.X[rows]), num_threads=1)
+            y = shard.y[rows]
+            passing = time.thread_time()
+            report.sketch.seconds += passing - began
             report.sketch.items += len(rows)
-            return Z, shard.y[rows]
-        except BaseException as error:
+            for start in range(0, len(rows), size):
+                yield Z[start : start + size], y[start : start + size]
+                report.queue.items += 1
+                self._note()
+                if self._depths is not None:
+                    self._depths.add(time.perf_counter(), self.queue.qsize())
+            report.queue.seconds += time.thread_time() - passing
+        except Exception as error:
             self._end(error)
             raise
-        finally:
-            self._last = time.thread_time()
-            self._report.sketch.seconds += self._last - began
 
     def _train(self, batch: Batch | None) -> None:
         """One step of the local model."""
         began = time.thread_time()
         try:
-            if batch is _END:
+            if batch is None:
                 self._end(None)
                 return
             assert self._trainer is not None
             self._note()
             self._trainer.train(*batch)
             self._report.train.items += len(batch[1])
-        except BaseException as error:
+        except Exception as error:
             self._end(error)
             raise
         finally:

@@ -18,7 +18,7 @@ from edgefast.federated.plan import Parameters, Plan
 __all__ = ["DevicesLost", "Engine", "Fault", "ThreadEngine"]
 
 
-class DevicesLost(RuntimeError):
+class DevicesLost(ChildProcessError):
     """No device is left to go on with."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from edgefast.federated.training import accuracy, fit_centralised
 
 __all__ = ["Progress", "RunResult", "run"]
 
+_log = logging.getLogger("edgefast")
+
 _REPORT_EVERY = 0.1  # seconds
 
 
@@ -40,7 +43,7 @@ class Progress:
         rows: rows trained on so far.
         seconds: since the start.
         devices: how many are not lost.
-        faults: devices lost or late so far, in words.
+        faults: devices lost so far, or late when they were not in the round before, in words.
     """
 
     round: int
@@ -94,8 +97,7 @@ def run(
     Raises:
         InputError: more devices than rows, more components than features, or scikit-learn is missing.
         ImportError: the backend asked for is unknown or not available; `processes` without Linux or the native backend.
-        OSError: `processes` and no room in shared memory.
-        RuntimeError: `processes` and no device could be started.
+        OSError: `processes` and no room in shared memory, or no device could be started.
 
     References:
         H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS
@@ -140,6 +142,10 @@ class _Run:
         self.aggregation = StageTotals()
         self.interrupted = False
         self.deserted = False
+        self.lost = 0
+        self.late: dict[int, int] = {}  # the last round for which a device was
+        self.notices: list[str] = []
+        self.faults_seen = self.faults_booked = 0
         self.started = time.perf_counter()
         self.last_progress = 0.0
         self.model = plan.start()
@@ -156,6 +162,7 @@ class _Run:
             self.interrupted = True
         except DevicesLost:
             self.deserted = True
+            self._report()
         finally:
             self.engine.close()
         seconds = time.perf_counter() - self.started
@@ -202,7 +209,8 @@ class _Run:
             before = time.thread_time()
             self.model = accumulator.result()
             self.aggregation.seconds += time.thread_time() - before
-        absent = [f for f in self.engine.faults if f.round == number + 1]
+        absent = self.engine.faults[self.faults_booked :]
+        self.faults_booked += len(absent)
         self.rounds.append(
             {
                 "round": number + 1,
@@ -226,7 +234,20 @@ class _Run:
         if time.perf_counter() - self.last_progress > _REPORT_EVERY:
             self._report()
 
+    def _look_for_faults(self) -> None:
+        """Tell what is new: a device that is late for many rounds once."""
+        for fault in self.engine.faults[self.faults_seen :]:
+            if fault.kind == "lost" or self.late.get(fault.device) not in (fault.round - 1, fault.round):
+                self.notices.append(str(fault))
+                _log.warning("%s", fault)
+            if fault.kind == "late":
+                self.late[fault.device] = fault.round
+            else:
+                self.lost += 1
+            self.faults_seen += 1
+
     def _report(self) -> None:
+        self._look_for_faults()
         self.last_progress = time.perf_counter()
         reports = self.engine.reports()
         depth, writable = self.engine.gauge()
@@ -241,8 +262,8 @@ class _Run:
                 dropped=sum(r.dropped for r in reports),
                 rows=sum(r.train.items for r in reports),
                 seconds=self.last_progress - self.started,
-                devices=self.plan.config.devices - sum(f.kind == "lost" for f in self.engine.faults),
-                faults=tuple(map(str, self.engine.faults)),
+                devices=self.plan.config.devices - self.lost,
+                faults=tuple(self.notices),
             )
         )
 

@@ -8,7 +8,6 @@ copy locks that its other threads may hold; `spawn` would load numpy anew for ev
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import secrets
@@ -22,20 +21,77 @@ from typing import Any, Literal
 import numpy as np
 
 from edgefast import backends
+from edgefast.errors import InputError
 from edgefast.federated import remote
 from edgefast.federated.depths import MAX_SAMPLES, fullest
 from edgefast.federated.device import DeviceReport, Update
 from edgefast.federated.engine import DevicesLost, Fault
 from edgefast.federated.plan import Parameters, Plan
-from edgefast.queues import Empty, SharedQueue, ShutDown
+from edgefast.pipeline import _publish
+from edgefast.queues import Empty, SharedQueue, ShutDown, list_shared
 
-__all__ = ["ProcessEngine"]
-
-_log = logging.getLogger("edgefast")
+__all__ = ["ProcessEngine", "prepare"]
 
 _START_SECONDS = 60.0  # for all devices to be ready
 _POLL_SECONDS = 0.1  # between two looks at the progress
-_END_SECONDS = 2.0  # for the devices to end by themselves
+_MOST_DEVICES = 1000  # a SharedQueue takes 1023 participants
+_END_SECONDS = 1.0  # for the devices to end by themselves
+
+
+def prepare(*, deaf: bool = False) -> None:
+    """Have the process ready that devices are forked from: it loads the package meanwhile.
+
+    Args:
+        deaf: what is forked from it ignores Ctrl-C from its first instruction on. For programs in which nobody else
+            forks from it.
+
+    Raises:
+        ImportError: there is no SharedQueue here: not Linux, or no native backend.
+    """
+    try:
+        list_shared()
+    except ImportError as error:
+        raise ImportError(f"processes: {error}") from None
+    from multiprocessing import forkserver
+
+    _context().set_forkserver_preload(["edgefast.federated.remote"])
+    ours = deaf and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ours else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _ending(status: int) -> str:
+    """How a process ended, by multiprocessing's exit code."""
+    if status >= 0:
+        return f"its process ended with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("forkserver")
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block: half a request would bring the forking process down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 class _Remote:
@@ -60,6 +116,7 @@ class ProcessEngine:
 
     Raises:
         ImportError: there is no SharedQueue here: not Linux, or no native backend.
+        InputError: more than 1000 devices.
         OSError: shared memory or a process cannot be had.
         DevicesLost: no device could be started; it says why.
     """
@@ -79,12 +136,12 @@ class ProcessEngine:
         self._up = remote.up_type(*sizes)
         devices = plan.config.devices
         prefix = f"run-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            self._outbox = SharedQueue.create(
-                min(64, devices + 1), dtype=self._up, name=f"{prefix}-updates", max_participants=devices + 2
-            )
-        except ImportError as error:
-            raise ImportError(f"processes: {error}") from None
+        if devices > _MOST_DEVICES:
+            raise InputError(f"devices: expected at most {_MOST_DEVICES} with processes, got {devices}; ask for fewer")
+        prepare()
+        self._outbox = SharedQueue.create(
+            min(64, devices + 1), dtype=self._up, name=f"{prefix}-updates", max_participants=devices + 3
+        )
         try:
             self._start(plan, prefix, publish)
         except BaseException:
@@ -92,8 +149,7 @@ class ProcessEngine:
             raise
 
     def _start(self, plan: Plan, prefix: str, publish: bool) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["edgefast.federated.remote"])
+        context = _context()
         for index in range(plan.config.devices):
             inbox = SharedQueue.create(
                 1,
@@ -106,7 +162,11 @@ class ProcessEngine:
             order = remote.Order(plan.shard(index), inbox.name, self._outbox.name, backends.backend(), publish)
             process = context.Process(target=remote.serve, args=(order,), name=f"edgefast-device-{index}", daemon=True)
             self._remotes.append(_Remote(index, process, inbox))
-            process.start()
+            with _ctrl_c_waits():
+                process.start()
+        if publish:
+            for queue in (self._outbox, *(each.inbox for each in self._remotes)):
+                _publish.publish(queue)
         self._watcher = threading.Thread(target=self._watch, name="edgefast-watch", daemon=True)
         self._watcher.start()
         deadline = time.monotonic() + _START_SECONDS
@@ -149,8 +209,9 @@ class ProcessEngine:
             if pause <= 0:
                 break
             update = self._receive(pause)
-            if update is not None and update.round == number:
-                updates[update.device] = update
+            if update is not None:
+                if update.round == number:
+                    updates[update.device] = update
                 if deadline is None:
                     deadline = time.monotonic() + self._timeout
             waiting = {i for i in waiting if i not in updates and self._remotes[i].alive}
@@ -198,20 +259,10 @@ class ProcessEngine:
 
     def _lost(self, gone: _Remote) -> None:
         gone.alive = gone.busy = False
-        code = gone.process.exitcode
-        if gone.failure is not None:
-            reason = gone.failure
-        elif code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                reason = f"killed by {signal.Signals(-code).name}"
-        else:
-            reason = f"its process ended with status {code}"
-        self._fault(gone.index, "lost", reason)
+        self._fault(gone.index, "lost", gone.failure or _ending(gone.process.exitcode))
 
     def _fault(self, device: int, kind: Literal["lost", "late"], reason: str) -> None:
-        fault = Fault(device, self._round + 1, kind, reason)
-        self._faults.append(fault)
-        _log.warning("%s", fault)
+        self._faults.append(Fault(device, self._round + 1, kind, reason))
 
     def _watch(self) -> None:
         """Tells the server of every process that ends, through the queue on which it waits for everything else."""
@@ -256,13 +307,16 @@ class ProcessEngine:
             if each.busy and each.process.pid is not None:
                 each.process.kill()  # in the middle of a round, or stopped
         deadline = time.monotonic() + _END_SECONDS
-        for process in started:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.exitcode is None:
+        try:
+            for process in started:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # also after a second Ctrl-C
+            for process in started:
                 process.kill()
                 process.join()
         if self._watcher is not None:
             self._watcher.join()
         for queue in queues:
+            _publish.unpublish(queue)
             queue.unlink()
             queue.close()

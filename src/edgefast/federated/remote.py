@@ -76,8 +76,8 @@ def _numbers(report: DeviceReport) -> np.ndarray[Any, Any]:
 def to_report(numbers: Any) -> DeviceReport:
     """The inverse of what a device sends."""
     rest = iter(numbers.tolist())
-    stages = [StageTotals(int(next(rest)), next(rest)) for _ in range(3)]
-    return DeviceReport(*stages, *map(int, rest))
+    sketch, queue, train = (StageTotals(int(next(rest)), next(rest)) for _ in range(3))
+    return DeviceReport(sketch, queue, train, *map(int, rest))
 
 
 def to_parameters(record: Any) -> Parameters:

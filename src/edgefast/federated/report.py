@@ -134,9 +134,16 @@ def _accuracy(figure: Any, metrics: dict[str, Any]) -> str:
         if found[key] is not None:
             axes.axhline(found[key], color=colour, linestyle=dashes, label=label)
             lowest = min(lowest, found[key])
+    for kind, label, colour, dashes in (("lost", "a device lost", _RED, "-"), ("late", "a device late", _GREY, ":")):
+        missed = sorted({f["round"] for f in metrics["faults"] if f["kind"] == kind})
+        begins = [r for r in missed if kind == "lost" or r - 1 not in missed]
+        for number in begins:
+            axes.axvline(
+                number, color=colour, linestyle=dashes, linewidth=1, label=label if number == begins[0] else None
+            )
     axes.set(xlabel="round", ylabel="accuracy on the test rows", ylim=(max(0.0, lowest - 0.05), 1.01))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", facecolor="white", edgecolor="none")
     if found["centralised"] is None or found["federated"] is None:
         return "The reference lines were not computed."
     gap = 100 * (found["centralised"] - found["federated"])
@@ -154,7 +161,7 @@ def _depth(figure: Any, metrics: dict[str, Any]) -> str:
     whole.fill_between(*_envelope(depth["seconds"], depth["max"]), step="mid", color=_BLUE, alpha=0.35, linewidth=0)
     whole.set(xlabel="whole run: fullest queue, seconds")
     close.step([1000 * t for t in trace["seconds"]], trace["depth"], where="post", color=_BLUE, linewidth=1)
-    close.set(xlabel=f"first round of device {trace['device']}: every put and get, milliseconds")
+    close.set(xlabel=f"first round of device {trace['device']}: at every batch, milliseconds")
     for axes in (whole, close):
         axes.axhline(queue["high_watermark"], color=_RED, linestyle="--", linewidth=1, label="closes (high watermark)")
         axes.axhline(queue["low_watermark"], color=_GREEN, linestyle="--", linewidth=1, label="reopens (low watermark)")
@@ -279,13 +286,14 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         )
     notes += [f"{kind.capitalize()}: {text}." for kind, text in describe_faults(metrics)]
     if metrics["faults"]:
-        notes.append("A device missing from a round leaves its rows out of it: another run gives another model.")
+        notes[-1] += " A device that misses a round leaves its rows out of it: another run gives another model."
     if config["policy"] != "block":
         notes.append(
             f"With policy {config['policy']!r} it depends on timing which batches are dropped: another run with the "
             "same seed gives another model."
         )
     shares = data["rows_per_device"]
+    apart = " in processes of their own" if config["processes"] else ""
     used = {**config, "high_watermark": queue["high_watermark"], "low_watermark": queue["low_watermark"]}
     options = [(key.replace("_", " "), "default" if value is None else value) for key, value in used.items()]
     parts = [
@@ -293,7 +301,7 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         f"<title>edgefast run: {html.escape(data['name'])}</title><style>{_STYLE}</style></head><body>",
         f"<h1>Federated training on {html.escape(data['name'])}</h1>",
         f"<p class=sub>{data['rows']:,} rows, {data['features']:,} features, {data['classes']} classes, on "
-        f"{config['devices']} devices with {min(shares):,} to {max(shares):,} training rows each; "
+        f"{config['devices']} devices{apart} with {min(shares):,} to {max(shares):,} training rows each; "
         f"{data['test_rows']:,} rows kept for scoring. edgefast {html.escape(metrics['edgefast'])}, backend "
         f"{html.escape(backend['name'])}{html.escape(f' ({simd})' if (simd := backend['simd']) else '')}, "
         f"{backend['threads']} threads.</p>",

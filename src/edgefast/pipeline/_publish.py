@@ -175,7 +175,10 @@ class _Publisher:
             source = reference()
             if source is None:
                 continue
-            statistics = source.statistics()
+            try:
+                statistics = source.statistics()
+            except Exception:  # closed by another thread at this moment
+                continue
             if isinstance(statistics, PipelineStatistics):
                 stages = []
                 for stage in statistics.stages:
@@ -202,10 +205,11 @@ class _Publisher:
 
 
 def _command() -> str:
-    words = list(getattr(sys, "orig_argv", sys.argv))
+    words = list(sys.argv)
     if words:
-        words[0] = os.path.basename(words[0])
-    return " ".join(words)[:_MAX_TEXT]
+        folder, file = os.path.split(words[0])
+        words[0] = os.path.basename(folder) if file == "__main__.py" else file  # python -m
+    return " ".join(words)
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 from edgefast.pipeline._runtime import BUSY, STARVED, Core, Reader
@@ -47,13 +47,18 @@ class Feed:
 
     def _run(self, iterator: Iterator[Any], reader: Reader) -> None:
         core = self.core
-        put = core.stages[0].queue.put if core.max_bytes is None and core.pool is None else core.put
+        queue = core.stages[0].queue
+        put, full = queue.put, queue.full
+        plain = core.max_bytes is None and core.pool is None
         try:
             for item in iterator:
                 self.putting = True  # before the look at `stopped`: stop() looks at them in the opposite order
                 if self.stopped:
                     break
-                put(item)
+                if plain and not full():
+                    put(item)
+                else:
+                    core.put(item)
                 self.putting = False
                 if self.stopped:
                     break
@@ -98,7 +103,10 @@ class Feed:
 class Session:
     """One reader of a pipeline's outputs, and who feeds it if it is a map(). Ends when nobody refers to it."""
 
-    def __init__(self, owner: Any, core: Core, reader: Reader, feed: Feed | None) -> None:
+    def __init__(
+        self, owner: Any, core: Core, reader: Reader, feed: Feed | None, begin: Callable[[], None] | None = None
+    ) -> None:
+        self._begin = begin  # what starts the feed once nothing is left of the map() before
         self._owner = owner  # the pipeline lives as long as somebody reads
         self._core = core
         self._reader = reader
@@ -206,6 +214,10 @@ class AsyncResults:
         session = self._session
         if not session._open:
             raise StopAsyncIteration
+        if session._begin is not None:
+            await session._core.await_(session._core.quiet)
+            begin, session._begin = session._begin, None
+            begin()
         reader = session._reader
         if session._taken:
             reader.measured(reader.switch(STARVED), session._taken)

@@ -32,14 +32,14 @@ __all__ = ["OUTPUT", "Core", "Reader", "StageRuntime", "Worker"]
 log = logging.getLogger("edgefast.pipeline")
 clock = time.monotonic
 
-#: What a worker does at a moment.
-BUSY, BLOCKED, STARVED = range(3)
+#: What a worker does at a moment; idle ones of a pool serve other stages.
+BUSY, BLOCKED, STARVED, IDLE = range(4)
 
 #: Name of the queue in front of whoever reads the outputs, among the samples and decisions.
 OUTPUT = "output"
 
 #: Limits without a controller; where a controller begins and ends.
-FIXED_LIMIT, FIRST_LIMIT, LAST_LIMIT = 128, 16, 1 << 16
+FIXED_LIMIT, FIRST_LIMIT, LAST_LIMIT = 128, 2, 1 << 16
 
 #: A worker takes so many items at once as it needs so many seconds for, but at most _CHUNK. Small: the others of the
 #: stage could have worked on them, and their outputs wait for the last one.
@@ -51,8 +51,8 @@ FLUSH_SECONDS, MOST_WAITING = 1e-3, 64
 _DECISIONS = 1024
 
 
-class Stop(Exception):
-    """An item failed for good, and the pipeline with it."""
+class Stop(BaseException):
+    """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
 
     def __init__(self, error: BaseException, item: Any) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Worker:
         self.stage = stage
         self.state = STARVED
         self.since = clock()
-        self.spent = [0.0, 0.0, 0.0]
+        self.spent = [0.0, 0.0, 0.0, 0.0]
         self.hand = 0  # items taken and not accounted for
         self.completed = self.emitted = self.failed = self.retried = self.lost = 0
         self.restarts = self.redelivered = self.unread = 0
@@ -110,7 +110,8 @@ class Worker:
             try:
                 on_error(item, error)
             except Exception as its_own:
-                raise Stop(its_own, item) from error
+                its_own.__cause__ = its_own.__cause__ or error
+                raise Stop(its_own, item) from None
 
     def refused(self, output: Any, error: Exception) -> None:
         """An output cannot be queued, having no size or too much of it."""
@@ -140,7 +141,9 @@ class Edge:
         *,
         maxsize: int | None = None,
         low: int | None = None,
-        least: int = 2,
+        least: int = 1,
+        first: int = FIRST_LIMIT,
+        floor: int = 0,
         policy: Any = "block",
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
@@ -151,8 +154,9 @@ class Edge:
         self.min_limit = min(least, self.max_limit)
         if policy == "latest":
             self.max_limit = self.min_limit = 1
-        self.limit = min(self.max_limit, max(self.min_limit, FIRST_LIMIT)) if adapts else self.max_limit
+        self.limit = min(self.max_limit, max(self.min_limit, first)) if adapts else self.max_limit
         self.policy = policy
+        self.floor = floor
         if low is not None:
             self.ratio = low / self.max_limit
         elif policy in ("block", "error"):
@@ -163,6 +167,8 @@ class Edge:
             max_bytes=max_bytes, sizer=sizer, policy=policy, max_age=max_age, name=name, **self._marks()
         )
         self.chunk = 1
+        self.single = False
+        self.budget = _CHUNK_SECONDS
         self.pace = 0.0  # seconds an item takes: rises at once, falls slowly
         self.low_seen: float = math.inf  # fewest items left behind by who took some, in this period
         self.item_bytes = 0.0
@@ -172,7 +178,8 @@ class Edge:
     def _marks(self) -> dict[str, int]:
         if self.policy == "latest":
             return {}
-        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, int(self.limit * self.ratio))}
+        low = max(int(self.limit * self.ratio), self.floor)
+        return {"high_watermark": self.limit, "low_watermark": min(self.limit - 1, low)}
 
     @property
     def low(self) -> int:
@@ -196,14 +203,14 @@ class Edge:
             self.queue.set_watermarks(marks["high_watermark"], marks["low_watermark"])
 
     def _most(self) -> int:
-        return max(1, min(_CHUNK, self.limit // 4))
+        return 1 if self.single else max(1, min(_CHUNK, self.limit // 4))
 
     def measured(self, seconds: float, items: int) -> None:
         """So many items took so long: how many to take at once from now on."""
         each = seconds / items
         pace = self.pace
         self.pace = pace = each if each > pace else pace + 0.25 * (each - pace)
-        n = _CHUNK_SECONDS / pace if pace > 0 else _CHUNK
+        n = self.budget / pace if pace > 0 else _CHUNK
         self.chunk = 1 if n < 2 else min(int(n), self._most())
 
     def observe(self, counters: tuple[Any, ...], now: float) -> tuple[float | None, int]:
@@ -245,14 +252,21 @@ class StageRuntime(Edge):
         #: Set when the stage is to end at once: waits between attempts end.
         self.stopping = threading.Event()
         self.started = 0
-        self._past = dict.fromkeys(_COUNTS, 0)
-        self._past_spent = [0.0, 0.0, 0.0]
+        self._past: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self._past_spent = [0.0, 0.0, 0.0, 0.0]
+        #: With scheduler="max_weight": threads that serve it now, and when one began last.
+        self.active = 0
+        self.served_at = clock()
         super().__init__(
             spec.name,
             adapts,
             maxsize=spec.maxsize,
             low=spec.low_watermark,
-            least=max(2, 2 * spec.batch, 2 * spec.max_workers),
+            least=spec.batch,
+            # Who waits for a full batch must not wait for a closed queue.
+            floor=spec.batch - 1 if spec.linger else 0,
+            # Threads that go from stage to stage do so less often with longer queues.
+            first=FIXED_LIMIT if core.scheduler == "max_weight" else FIRST_LIMIT,
             policy=spec.policy,
             max_bytes=spec.max_bytes or core.max_bytes,
             sizer=spec.sizer or (core.sizer if core.max_bytes else None),
@@ -300,7 +314,7 @@ class StageRuntime(Edge):
         self.workers.discard(worker)
         for name in _COUNTS:
             self._past[name] += getattr(worker, name)
-        for i in range(3):
+        for i in range(4):
             self._past_spent[i] += worker.spent[i]
 
     def ended(self, worker: Worker) -> None:
@@ -358,10 +372,10 @@ class StageRuntime(Edge):
         with self.lock:
             total = list(self._past_spent)
             for worker in self.workers:
-                for i in range(3):
+                for i in range(4):
                     total[i] += worker.spent[i]
                 total[worker.state] += max(0.0, now - worker.since)
-        return total
+        return total[:3]
 
     def sample(self, now: float) -> StageSample:
         counters = self.queue._counters()
@@ -432,6 +446,10 @@ class StageRuntime(Edge):
         )
 
 
+#: What a controller sees where nobody reads the outputs.
+NO_OUTPUT = StageSample(OUTPUT, 0, 0, 0, 0, None, 0.0, 0.0, 0.0, 1, 1, 1, FIRST_LIMIT, 1, LAST_LIMIT, 0.0)
+
+
 class Reader(Edge):
     """The queue of outputs in front of whoever reads them; several may follow each other."""
 
@@ -459,10 +477,20 @@ class Reader(Edge):
         sojourn, served = self.observe(counters, now)
         spent = list(self.spent)
         spent[self.state] += max(0.0, clock() - self.since)
-        return StageSample(
-            OUTPUT, counters[0], counters[17], counters[3], served, sojourn, *spent, 1, 1, 1, self.limit, self.min_limit,
-            self.max_limit, self.item_bytes,
-        )  # fmt: skip
+        return NO_OUTPUT._replace(
+            depth=counters[0],
+            bytes=counters[17],
+            arrived=counters[3],
+            served=served,
+            min_sojourn=sojourn,
+            busy=spent[BUSY],
+            blocked=spent[BLOCKED],
+            starved=spent[STARVED],
+            limit=self.limit,
+            min_limit=self.min_limit,
+            max_limit=self.max_limit,
+            item_bytes=self.item_bytes,
+        )
 
 
 class Core:
@@ -479,7 +507,7 @@ class Core:
         period: float,
         max_bytes: int | None,
         sizer: Callable[[Any], int],
-        step: Callable[[float, Sequence[StageSample]], Sequence[Decision]] | None,
+        controller: Any,
         on_progress: Callable[[PipelineStatistics], object] | None,
     ) -> None:
         self.name = name
@@ -489,7 +517,8 @@ class Core:
         self.period = period
         self.max_bytes = max_bytes
         self.sizer = sizer
-        self.step = step
+        #: Has step(now, samples) -> decisions, and may have next_period, the seconds until the next step.
+        self.controller = controller
         #: Called with the statistics by the control thread, once a period.
         self.observers: list[Callable[[PipelineStatistics], object]] = [] if on_progress is None else [on_progress]
         self.state: State = "idle"
@@ -502,6 +531,11 @@ class Core:
         self.discarding = False
         self._abandoned: Any = None  # its Feed
         self.error_seen = False
+        #: Seconds that whoever puts into the first queue waited for room.
+        self.source_blocked = 0.0
+        self._source_since = 0.0
+        self._observed = 0.0
+        self._output_sample = NO_OUTPUT
         self.watchers: list[Callable[[], object]] = []
         self.closed = threading.Event()
         self.on_started: list[Callable[[], object]] = []
@@ -521,7 +555,8 @@ class Core:
         self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._control: threading.Thread | None = None
         self.stages = [
-            StageRuntime(self, i, spec, _backend_of(spec, backend), step is not None) for i, spec in enumerate(stages)
+            StageRuntime(self, i, spec, _backend_of(spec, backend), controller is not None)
+            for i, spec in enumerate(stages)
         ]
         for one, following in zip(self.stages, self.stages[1:], strict=False):
             one.next = following
@@ -544,9 +579,10 @@ class Core:
                 self.pool = Pool(self)
                 self.pool.start()
             else:
-                for stage in self.stages:
+                # The last first: a stage that has workers may end, and then the next one must have some.
+                for stage in reversed(self.stages):
                     stage.staff()
-            if self.step is not None or self.observers:
+            if self.controller is not None or self.observers:
                 self._control = threading.Thread(target=self._control_loop, name=f"{self.name}-control", daemon=True)
                 self._control.start()
             for call in self.on_started:
@@ -631,7 +667,7 @@ class Core:
         for stage in self.stages:
             with stage.lock:
                 gone = not stage.workers and stage.queue.is_shutdown
-            if not gone or (self.pool is not None and stage.queue.qsize()):
+            if not gone:
                 break
             stage.close_behind()
         self.stage_closed()
@@ -659,8 +695,14 @@ class Core:
 
     def forked(self) -> None:
         """In a forked child: there are no workers."""
+        # Whoever held the locks does not exist here.
         self.lock = threading.Lock()
-        if self.state in ("running", "draining"):
+        self.closed = threading.Event()
+        self.watchers = []
+        for stage in self.stages:
+            stage.lock = threading.Lock()
+            stage.workers.clear()
+        if self.state != "idle":
             self.state = "closed"
             self.closed.set()
 
@@ -766,7 +808,15 @@ class Core:
                 raise Full
             if timeout is not None:
                 timeout = max(0.0, timeout - (clock() - began))
-        queue.put(item, block, timeout)
+        if block and queue.full():
+            self._source_since = began = clock()
+            try:
+                queue.put(item, True, timeout)
+            finally:
+                self._source_since = 0.0
+                self.source_blocked += clock() - began
+        else:
+            queue.put(item, block, timeout)
         if self.pool is not None:
             self.notify()
 
@@ -809,7 +859,7 @@ class Core:
 
     def open_reader(self) -> Reader:
         """From now on outputs wait for a reader."""
-        reader = Reader(self, self.reader_limit, self.step is not None)
+        reader = Reader(self, self.reader_limit, self.controller is not None)
         with self.lock:
             if self.reader is not None:
                 raise RuntimeError("another map() or results() of this pipeline is open; close it first")
@@ -834,26 +884,38 @@ class Core:
     # ---- control -----------------------------------------------------------------------------------------------------
 
     def _control_loop(self) -> None:
-        while not self.closed.wait(self.period):
-            self.control()
+        pause = min(self.period, getattr(self.controller, "next_period", self.period))
+        while not self.closed.wait(pause):
+            pause = self.control()
         self._observe()
 
-    def control(self) -> None:
-        """One period: measure, decide, act, tell."""
-        if self.step is not None:
-            now = clock()
-            edges: list[StageRuntime | Reader] = list(self.stages)
-            reader = self.reader
-            if reader is not None:
-                edges.append(reader)
+    def control(self) -> float:
+        """One period: measure, decide, act, tell. The seconds until the next one."""
+        now = clock()
+        if self.controller is not None:
             try:
-                decisions = self.step(now, [edge.sample(now) for edge in edges])
-                for decision in decisions:
+                for decision in self.controller.step(now, self.samples(now)):
                     self.apply(decision)
             except Exception:
                 log.exception("pipeline %r: the controller failed and is switched off", self.name)
-                self.step = None
-        self._observe()
+                self.controller = None
+        if now - self._observed >= 0.9 * self.period:
+            self._observed = now
+            self._observe()
+        return min(self.period, getattr(self.controller, "next_period", self.period))
+
+    def samples(self, now: float) -> list[StageSample]:
+        """Of the stages and of whoever reads the outputs."""
+        samples = [stage.sample(now) for stage in self.stages]
+        reader = self.reader
+        if reader is not None:
+            self._output_sample = reader.sample(now)
+        return [*samples, self._output_sample]
+
+    def source_waited(self, now: float) -> float:
+        """Seconds that whoever puts into the first queue waited for room, until now."""
+        since = self._source_since
+        return self.source_blocked + (max(0.0, now - since) if since else 0.0)
 
     def _observe(self) -> None:
         for observer in tuple(self.observers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from edgefast.pipeline._order import Done, Order
@@ -54,13 +54,11 @@ class LoopThread:
         await self.loop.shutdown_asyncgens()
 
     def stop(self) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
-        except RuntimeError:  # closed already
-            pass
 
 
-async def _iterate(results: Any) -> AsyncIterator[Any]:
+async def _iterate(results: Any) -> AsyncGenerator[Any, None]:
     """A generator, or an asynchronous one."""
     if hasattr(results, "__aiter__"):
         async with contextlib.aclosing(results):
@@ -84,10 +82,8 @@ class TaskWorker(Worker):
         """End at once, from any thread."""
         loop, task = self.stage.core.loop, self.task
         if loop is not None and task is not None and not loop.is_closed():
-            try:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
                 loop.call_soon_threadsafe(task.cancel)
-            except RuntimeError:
-                pass
 
     async def run(self) -> None:
         stage = self.stage
@@ -102,8 +98,6 @@ class TaskWorker(Worker):
                 stage.core.fail(stage, error)
         except BaseException as error:
             stage.core.fail(stage, error)
-            if not isinstance(error, Exception):
-                raise
         finally:
             stage.ended(self)
 

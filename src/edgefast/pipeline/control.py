@@ -18,8 +18,8 @@ __all__ = ["Controller", "WorkerController", "fair_shares", "low_watermark"]
 
 Array = np.ndarray[Any, Any]
 
-# A queue grows by at most this factor a step, and never by less than the dead band.
-_FASTEST_GROWTH = 3.0
+# A queue grows by at most this factor a step, the first while it is shorter than _FEWEST_ITEMS.
+_FASTEST_START, _FASTEST_GROWTH = 3.0, 2.0
 # So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
 _FEWEST_ITEMS = 8
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
@@ -132,7 +132,7 @@ class Controller:
     A queue is there to keep its consumer busy while its producer is late, and the other way round. It is too short when
     both wait for each other in turn, and too long when part of it is never used. So a limit
 
-    - grows, up to threefold a step, while a stage waited for input although its producer waited for room, each for more
+    - grows, up to doubling a step, while a stage waited for input although its producer waited for room, each for more
       than `tolerance` of the time, and neither the busiest stage nor the machine is working all the time already; of
       queues in a row the one that loses most goes first;
     - shrinks when every item of an interval waited longer than `standing_delay` (the standing queue of CoDel:
@@ -140,7 +140,7 @@ class Controller:
       quarter, at most by half, again after interval / sqrt(k) while it stands;
     - never exceeds `rate * target_delay`, what the stage takes out of it in that time (as Flink's buffer debloating),
       nor the stage's maximum, nor its max-min fair share of `max_bytes`;
-    - otherwise changes only when the change is larger than `dead_band`.
+    - otherwise stays: growth is at least `dead_band`, and a rate that fell by less than that changes nothing.
 
     A shrink that growth undoes doubles the interval of that queue, so that a steady load ends in steady limits.
 
@@ -197,11 +197,11 @@ class Controller:
         self.switch_time = _number(switch_time, "switch_time", above=-1.0)
         self._names: tuple[str, ...] = ()
         self._then = 0.0
-        self._wait = self.period
+        self._wait = self.period / 8
 
     @property
     def next_period(self) -> float:
-        """Seconds until the next step is worth while: an eighth of the period while limits grow, else the period."""
+        """Seconds until the next step is worth while: an eighth of the period while limits grow, and then up to it."""
         return self._wait
 
     @property
@@ -228,8 +228,8 @@ class Controller:
             now: seconds on any clock that does not go back.
             samples: the stages in their order.
             source_blocked: seconds since the start that those who put into the first queue waited for room.
-            cpu: share of the processors this process may use that was in use since the last step, 0 to 1; at 0.95 and
-                more no limit grows, since longer queues make no processor faster.
+            cpu: share of the processors this process may use that was in use since the last step, 0 to 1; where
+                that is above 0.95 on average no limit grows, since longer queues make no processor faster.
 
         Returns:
             The changes: "limit" and "gate" (the low watermark), in the order of the stages.
@@ -248,8 +248,8 @@ class Controller:
             return []
         self._then = now
         columns = _columns(samples)
-        self._measure(elapsed, columns, source_blocked)
-        grow = self._growth(cpu)
+        self._measure(elapsed, columns, source_blocked, cpu)
+        grow = self._growth(np.asarray(columns["limit"], np.int64))
         shrink = self._standing(now, columns)
         return self._decide(now, samples, columns, grow, shrink)
 
@@ -257,7 +257,8 @@ class Controller:
 
     def _start(self, now: float, names: tuple[str, ...], samples: Sequence[StageSample], source_blocked: float) -> None:
         n = len(names)
-        self._names, self._then, self._wait = names, now, self.period / 8
+        self._names, self._then = names, now
+        self._wait, self._hurry_until = self.period / 8, now + self.period
         columns = _columns(samples) if samples else dict.fromkeys(StageSample._fields, ())
         self._before = self._counters(columns, source_blocked)
         self._rate = np.full(n, np.nan)
@@ -266,6 +267,7 @@ class Controller:
         self._saturated = False
         self._since_change = _Window(n, self.interval)
         self._work = _Window(n, self.interval)
+        self._machine = _Window(1, self.interval)
         self._served = np.zeros(n)  # since the limit changed
         self._standing_since = np.full(n, np.nan)
         self._lowest_wait = np.full(n, np.inf)
@@ -280,7 +282,7 @@ class Controller:
         counters["producer"] = np.concatenate(([source_blocked], counters["blocked"][:-1]))
         return counters
 
-    def _measure(self, elapsed: float, columns: dict[str, tuple[Any, ...]], source_blocked: float) -> None:
+    def _measure(self, elapsed: float, columns: dict[str, tuple[Any, ...]], source_blocked: float, cpu: float) -> None:
         workers = np.maximum(np.asarray(columns["workers"], np.float64), 1.0)
         producers = np.concatenate(([1.0], workers[:-1]))
         now = self._counters(columns, source_blocked)
@@ -292,6 +294,7 @@ class Controller:
         self._since_change.add(elapsed, starved=starved, blocked=blocked)
         busy = np.minimum(moved["busy"] / workers, elapsed)
         self._work.add(elapsed, busy=busy, active=elapsed - starved, served=moved["served"])
+        self._machine.add(elapsed, cpu=np.array([cpu * elapsed]))
         self._served += moved["served"]
         self._loss = np.minimum(self._since_change.share("starved"), self._since_change.share("blocked"))
         active = self._work.sums["active"]
@@ -305,16 +308,18 @@ class Controller:
         # The wait for one item is chance.
         return self._loss > self.tolerance + 1 / np.maximum(self._served, 1.0)
 
-    def _growth(self, cpu: float) -> Array:
+    def _growth(self, limit: Array) -> Array:
         """The factor by which each queue should grow; 1 for none."""
-        self._saturated = bool(self._work.share("busy").max() >= 1 - self.tolerance or cpu >= _CPU_BOUND)
+        busiest, cpu = self._work.share("busy").max(), self._machine.share("cpu")[0]
+        self._saturated = bool(busiest >= 1 - self.tolerance or cpu >= _CPU_BOUND)
         if self._saturated:
             return np.ones(len(self._loss))
         lost = np.where(self._lossy(), self._loss, 0.0)
         # Queues in a row often lose for the same reason: room in one of them helps the others, so the worst goes first.
         worst = (lost > 0) & (lost >= np.append(0.0, lost[:-1])) & (lost > np.append(lost[1:], 0.0))
         # With random times loss falls as 1 / limit, with bursts faster: the root stays below what is needed.
-        factor = np.clip(np.sqrt(self._loss / self.tolerance), 1 + self.dead_band, _FASTEST_GROWTH)
+        most = np.where(limit < _FEWEST_ITEMS, _FASTEST_START, _FASTEST_GROWTH)
+        factor = np.clip(np.sqrt(self._loss / self.tolerance), 1 + self.dead_band, most)
         return np.where(worst, factor, 1.0)
 
     def _standing(self, now: float, columns: dict[str, tuple[Any, ...]]) -> Array:
@@ -356,10 +361,11 @@ class Controller:
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
             used = np.maximum(limit - np.nan_to_num(self._rate) * standing, 1)
-            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.ceil(1.25 * used)), wanted)
+            wanted = np.where(shrunk, np.maximum(np.ceil(limit / 2), np.floor(1.25 * used + 0.5)), wanted)
             shrunk &= wanted < limit
+        outside = (limit < least) | (limit > most)
         # More than the target delay's worth, beyond what the noise of a rate explains.
-        late = ~grown & ~shrunk & (limit > (1 + self.dead_band) * ceiling)
+        late = ~grown & ~shrunk & ~outside & (limit > (1 + self.dead_band) * ceiling)
         wanted = np.where(late, ceiling, wanted)
         wanted = np.clip(wanted, least, most)
         over = np.zeros(len(limit), bool)
@@ -374,10 +380,8 @@ class Controller:
                 over = allowed < wanted
                 wanted = np.minimum(wanted, allowed)
         new = wanted.astype(np.int64)
-        outside = (limit < least) | (limit > most)
-        far = np.abs(new - limit) > self.dead_band * limit
-        # What the byte budget takes away is taken at once, however little; what growth would add must be worth it.
-        change = (new != limit) & (far | outside | grown | shrunk | (over & (new < limit)))
+        # What the byte budget takes away is taken at once, however little.
+        change = (new != limit) & (outside | grown | shrunk | late | (over & (new < limit)))
         new = np.where(change, new, limit)
         low = _low_watermarks(new, self._rate, self.switch_time)
         regate = change | (self._low < 0) | (np.abs(low - self._low) > self.dead_band * new)
@@ -413,8 +417,9 @@ class Controller:
         self._standing_since[change] = np.where(fell[change], now, np.nan)
         self._lowest_wait[change] = np.inf
         pending = self._lossy() & ~change & (limit < ceiling)
-        growing = bool(rose.any() or (pending.any() and not self._saturated))
-        self._wait = self.period / 8 if growing else min(2 * self._wait, self.period)
+        if rose.any() or (pending.any() and not self._saturated):
+            self._hurry_until = now + self.period
+        self._wait = self.period / 8 if now < self._hurry_until else min(2 * self._wait, self.period)
 
     def _reason(
         self, i: int, sample: StageSample, grown: bool, shrunk: bool, over: bool, late: bool, standing: Array | None

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import os
 import sys
+import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
+from edgefast._threads import available_cpus
 from edgefast.pipeline import _publish, _runtime
 from edgefast.pipeline._results import AsyncResults, Feed, Results, Session, iterator_of
 from edgefast.pipeline._runtime import OUTPUT, Core, clock
 from edgefast.pipeline._types import Decision, PipelineStatistics, StageSample
+from edgefast.pipeline.control import Controller, WorkerController
 from edgefast.pipeline.stage import Backend, Stage
 from edgefast.queues import ShutDown
 from edgefast.queues._checks import batch_of, check_choice, integer, seconds
 
-__all__ = ["Adapt", "Pipeline", "Scheduler", "size_of"]
+__all__ = ["Adapt", "Pipeline", "Scheduler", "SupportsStep", "size_of"]
 
 Scheduler = Literal["threads", "max_weight"]
 Adapt = Literal["debloat", "none"]
@@ -28,9 +32,15 @@ _numbers = itertools.count(1)
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
 
 
+class SupportsStep(Protocol):
+    """A controller; it may also have `next_period`, the seconds until its next step at most."""
+
+    def step(self, now: float, samples: Sequence[StageSample], /) -> Sequence[Decision]: ...
+
+
 def size_of(item: Any) -> int:
-    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list or
-    dict those of what is in it; of anything else sys.getsizeof().
+    """Bytes of an item as the byte budget counts them: `nbytes`, or the length of bytes and strings; of a tuple, list
+    or dict those of what is in it; of anything else sys.getsizeof().
 
     Examples:
         >>> from edgefast.pipeline import size_of
@@ -63,7 +73,8 @@ class Pipeline:
             the limits within it. No queue takes an item above it.
         sizer: sizer(item) is its bytes, for stages without their own; None takes size_of.
         adapt: "debloat" moves limits to rate x target_delay and workers to the stage that needs them; "none" leaves
-            everything as given; or a callable step(now, samples) -> decisions, called once a period.
+            everything as given; or a function step(now, samples) -> decisions, or an object that has it, called once a
+            period. The last sample is named "output": the queue in front of whoever reads the outputs.
         scheduler: "threads" gives each stage workers of its own. "max_weight" has `pool` threads serve whatever stage
             has the largest weight (Tassiulas and Ephremides 1992), a stage by at most its `workers` at once; for plain
             and generator functions on threads.
@@ -99,7 +110,7 @@ class Pipeline:
         target_delay: float = 0.2,
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
-        adapt: Adapt | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
+        adapt: Adapt | SupportsStep | Callable[[float, Sequence[StageSample]], Sequence[Decision]] = "debloat",
         scheduler: Scheduler = "threads",
         pool: int | None = None,
         backend: Backend = "thread",
@@ -137,7 +148,7 @@ class Pipeline:
             period=every,
             max_bytes=budget,
             sizer=sizer or size_of,
-            step=_step_of(adapt, delay, budget, every),
+            controller=_controller_of(adapt, delay, budget, every),
             on_progress=on_progress,
         )
         core.pool_size = None if pool is None else integer(pool, "pool", low=1, high=10_000)
@@ -145,6 +156,8 @@ class Pipeline:
         if _publish.wanted(publish):
             core.on_started.append(lambda: _publish.publish(core))
             core.on_closed.append(lambda: _publish.unpublish(core))
+        if isinstance(core.controller, _Debloat):
+            core.controller.core = core
         if scheduler == "max_weight":
             for stage in core.stages:
                 if stage.backend != "thread":
@@ -175,7 +188,7 @@ class Pipeline:
             RuntimeError: a map() is open.
             TypeError, ValueError: the item has no size, or is over a byte limit.
         """
-        core = self._ready()
+        core = self._ready(submitting=True)
         try:
             core.put(item, True, timeout)
         except ShutDown:
@@ -188,8 +201,8 @@ class Pipeline:
         Raises:
             As submit(), but for Full.
         """
-        core = self._ready()
         batch = batch_of(items)
+        core = self._ready(submitting=True)
         if core.max_bytes is None:
             try:
                 accepted = core.stages[0].queue.put_many(batch, True, timeout)
@@ -214,7 +227,7 @@ class Pipeline:
         Raises:
             As submit(); Full with the policy "error" only.
         """
-        core = self._ready(settle=False)
+        core = self._ready(settle=False, submitting=True)
         if core._abandoned is not None:
             await core.await_(core.quiet)
         try:
@@ -223,12 +236,12 @@ class Pipeline:
             core.check()
             raise
 
-    def _ready(self, settle: bool = True) -> Core:
+    def _ready(self, settle: bool = True, submitting: bool = False) -> Core:
         core = self._core
         if core.error is not None or core.state != "running":
             core.check()
             core.start()
-        if core.mapping:
+        if submitting and core.mapping:
             raise RuntimeError("a map() of this pipeline is open; close it before submitting")
         if settle and core._abandoned is not None:
             core.wait(core.quiet)
@@ -274,12 +287,11 @@ class Pipeline:
         reader = core.open_reader()
         core.mapping = True
         feed = Feed(core)
-        session = Session(self, core, reader, feed)
-        if asynchronous:
-            feed.start_task(iterator, reader)
-        else:
-            feed.start(iterator, reader)
-        return AsyncResults(session)
+        begin = functools.partial(feed.start_task if asynchronous else feed.start, iterator, reader)
+        if core._abandoned is not None:
+            return AsyncResults(Session(self, core, reader, feed, begin))
+        begin()
+        return AsyncResults(Session(self, core, reader, feed))
 
     def results(self) -> Results:
         """Iterator over the outputs of what is submitted, from now on until shutdown(). Outputs that nobody reads are
@@ -434,18 +446,49 @@ def _check_names(specs: list[Stage]) -> None:
         raise ValueError(f"stage {twice[0]!r}: the name is used twice; pass Stage(name=)")
 
 
-def _step_of(adapt: Any, target_delay: float, max_bytes: int | None, period: float) -> Any:
+class _Debloat:
+    """Limits and workers together."""
+
+    def __init__(self, target_delay: float, max_bytes: int | None, period: float) -> None:
+        self._limits = Controller(target_delay=target_delay, max_bytes=max_bytes, period=period)
+        self._workers = WorkerController()
+        self._period = period
+        self._moved = 0.0
+        self._cpus = available_cpus()
+        self._used = (0.0, 0.0)
+        self.core: Core | None = None
+
+    def step(self, now: float, samples: Sequence[StageSample]) -> list[Decision]:
+        blocked = 0.0 if self.core is None else self.core.source_waited(now)
+        (then, before), self._used = self._used, (now, used := time.process_time())
+        cpu = (used - before) / (max(now - then, 1e-9) * self._cpus) if then else 0.0
+        decisions = self._limits.step(now, samples, source_blocked=blocked, cpu=cpu)
+        if now - self._moved >= 0.9 * self._period:
+            self._moved = now
+            decisions += self._workers.step(now, samples)
+        return decisions
+
+    @property
+    def next_period(self) -> float:
+        return self._limits.next_period
+
+
+class _Steps:
+    """A controller that is only a function."""
+
+    def __init__(self, step: Any) -> None:
+        self.step = step
+
+
+def _controller_of(adapt: Any, target_delay: float, max_bytes: int | None, period: float) -> Any:
     if isinstance(adapt, str):
         check_choice(adapt, "adapt", get_args(Adapt))
-        if adapt == "none":
-            return None
-        from edgefast.pipeline.control import Controller
-
-        return Controller(target_delay=target_delay, max_bytes=max_bytes, period=period).step
-    step = getattr(adapt, "step", adapt)
-    if not callable(step):
-        raise TypeError(f'adapt: expected "debloat", "none" or a callable, got {type(adapt).__name__}')
-    return step
+        return None if adapt == "none" else _Debloat(target_delay, max_bytes, period)
+    if callable(getattr(adapt, "step", None)):
+        return adapt
+    if callable(adapt):
+        return _Steps(adapt)
+    raise TypeError(f'adapt: expected "debloat", "none", a controller or a callable, got {type(adapt).__name__}')
 
 
 def _forgotten(core: Core) -> None:

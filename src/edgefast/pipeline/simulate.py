@@ -230,6 +230,7 @@ class Simulation:
         self.controller, self.worker_controller = controller, worker_controller
         self._low = low_watermark if low is None else low
         self._period = period
+        self._workers_due = 0.0
         self._wake = wake_time
         self._rng = random.Random(seed)
         self.now = 0.0
@@ -462,7 +463,9 @@ class Simulation:
             self._account_sources()
             decisions += self.controller.step(self.now, samples, source_blocked=self._source_blocked)
             wait = self._period or self.controller.next_period
-        if self.worker_controller is not None:
+        # Workers are looked at once a period, however often the limits are.
+        if self.worker_controller is not None and self.now >= self._workers_due:
+            self._workers_due = self.now + 0.9 * (self._period or getattr(self.controller, "period", 0.2))
             decisions += self.worker_controller.step(self.now, samples)
         if decisions:
             index = {stage.name: i for i, stage in enumerate(self.stages)}

@@ -43,6 +43,8 @@ class Stage:
         backoff: seconds before the first of them, doubled before every further one; the worker waits meanwhile.
         max_backoff: longest wait.
         retry_on: exceptions that are retried; others go to on_error at once.
+        on_worker_death: a process that dies is replaced, and the item it worked on goes to the new one, up to `retries`
+            times and at least once, after which on_error gets a WorkerDied; "drop" counts it as lost instead.
         backend: "thread", "asyncio" or "process" when it is to differ from the pipeline's. Coroutine functions always
             run as "asyncio".
 
@@ -81,6 +83,7 @@ class Stage:
         backoff: float = 0.1,
         max_backoff: float = 30.0,
         retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        on_worker_death: Literal["redeliver", "drop"] = "redeliver",
         backend: Backend | None = None,
     ) -> None:
         if not callable(fn):
@@ -105,6 +108,8 @@ class Stage:
             raise ValueError(f"linger: expected 0 with batch=1, got {linger!r}")
         self.ordered = bool(ordered)
         self.maxsize = None if maxsize is None else integer(maxsize, "maxsize", low=1, high=1 << 62)
+        if self.maxsize is not None and self.maxsize < self.batch and policy != "latest":
+            raise ValueError(f"maxsize: expected at least batch ({self.batch}), got {maxsize}")
         self.low_watermark = (
             None if low_watermark is None else integer(low_watermark, "low_watermark", low=0, high=1 << 62)
         )
@@ -129,6 +134,8 @@ class Stage:
         if not all(isinstance(c, type) and issubclass(c, Exception) for c in classes):
             raise TypeError(f"retry_on: expected Exception classes, got {retry_on!r}")
         self.retry_on = classes
+        check_choice(on_worker_death, "on_worker_death", ("redeliver", "drop"))
+        self.on_worker_death = on_worker_death
         if backend is not None:
             check_choice(backend, "backend", get_args(Backend))
         if self.kind in ("coroutine", "async generator") and backend not in (None, "asyncio"):
@@ -156,7 +163,7 @@ def _kind_of(fn: Callable[..., Any]) -> Kind:
         ("async generator", inspect.isasyncgenfunction),
         ("generator", inspect.isgeneratorfunction),
     )
-    call = getattr(type(fn), "__call__", None)  # an object that is called
+    call = type(fn).__call__  # of an object that is called
     for kind, test in tests:
         if test(fn) or test(call):
             return kind

@@ -9,6 +9,7 @@ A pickle in a slot, version 1, little-endian: u8 version, u8 0, u16 number n of 
 n times u64 bytes of a buffer; the stream; each buffer at the next multiple of 16 from the start of the slot.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_SIMPLE,
@@ -253,6 +254,7 @@ cdef int refuse(SharedFailure *failure, str path) except -1:
     raise OSError(failure.os_error, text or strerror(failure.os_error).decode(), path)
 
 
+@cython.auto_pickle(False)  # SharedBase pickles
 cdef class SharedCore:
     cdef Core *core
     cdef Calls calls
@@ -416,8 +418,7 @@ cdef class SharedCore:
                 done += more
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return done
-                if PyErr_CheckSignals() < 0 and done == 0:
-                    return -1
+                PyErr_CheckSignals()
         finally:
             self.calls.leave()
 

@@ -25,7 +25,7 @@ from edgefast.queues._shared_loops import SharedAsyncMethods
 from edgefast.queues._types import QueueStatistics
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["SharedBase", "path_of"]
 

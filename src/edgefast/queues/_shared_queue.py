@@ -38,9 +38,6 @@ class SharedQueue(SharedCore, SharedBase):
         b'reading 1'
     """
 
-    # The core's methods come first.
-    __reduce__ = SharedBase.__reduce__
-
 
 SharedQueue.__module__ = "edgefast.queues"
 

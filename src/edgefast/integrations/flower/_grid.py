@@ -145,6 +145,11 @@ class StreamingGrid(GridBase):
         ids = [i for i in self.grid.push_messages(messages) if i is not None]
         return Replies(self.grid, ids, timeout, **self._options)  # type: ignore[arg-type]
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "grid":  # not there yet, or not any more
+            raise AttributeError(name)
+        return getattr(self.grid, name)
+
     def set_run(self, run: Any) -> None:
         self.grid.set_run(run)
 

@@ -115,12 +115,14 @@ def packed_of(record: ArrayRecord, client: object) -> tuple[str, Array] | None:
     Raises:
         StructureMismatch: there are others beside it.
     """
-    for array in record.values():
-        if array.stype in _WHOLE:
-            if len(record) != 1:
-                raise StructureMismatch.of(client, None, f"one Array of stype {array.stype!r}", f"{len(record)} Arrays")
-            return array.stype, array
-    return None
+    kinds = {a.stype for a in record.values()}
+    if kinds.isdisjoint(_WHOLE):
+        return None
+    if len(record) != 1:
+        stype = next(k for k in _WHOLE if k in kinds)
+        raise StructureMismatch.of(client, None, f"one Array of stype {stype!r}", f"{len(record)} Arrays")
+    (array,) = record.values()
+    return array.stype, array
 
 
 def _encoded_in(array: Array, client: object) -> Encoded:
@@ -149,6 +151,9 @@ def model_of(record: ArrayRecord, client: object, *, difference: bool = False) -
         StructureMismatch: a difference or sums where they are not expected.
         DtypeMismatch: bytes that do not hold together.
     """
+    kinds = {a.stype for a in record.values()}
+    if kinds <= {NUMPY}:
+        return record
     found = packed_of(record, client)
     if found is not None:
         stype, array = found
@@ -156,8 +161,6 @@ def model_of(record: ArrayRecord, client: object, *, difference: bool = False) -
             what = "sums of several models" if stype == SUMS else "a difference to the model it was sent"
             raise StructureMismatch.of(client, None, "a model", f"{what} (a strategy of edgefast can add it)")
         return _encoded_in(array, client)
-    if all(a.stype == NUMPY for a in record.values()):
-        return record
     return {key: _tensor(array, client, key) for key, array in record.items()}
 
 
