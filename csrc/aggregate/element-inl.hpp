@@ -209,16 +209,25 @@ EF_INLINE bool any(Mask mask) {
     return all != 0;
 }
 
-// Past the caches, for outputs that do not fit them: no line is read only to be overwritten. p is 16-byte aligned.
+// Past the caches, for outputs that do not fit them: no line is read only to be overwritten. p is aligned to Piece bytes.
 #if defined(EF_TARGET_AVX2)
 constexpr bool kCanStream = true;
+template <int Piece>
 EF_INLINE void stream(char* p, const void* from, int bytes) {
-    for (int b = 0; b < bytes; b += 16)
-        _mm_stream_si128(reinterpret_cast<__m128i*>(p + b), load_as<__m128i>(static_cast<const char*>(from) + b));
+    const char* const source = static_cast<const char*>(from);
+#pragma GCC unroll 8
+    for (int b = 0; b < bytes; b += Piece) {
+#if defined(EF_TARGET_AVX512)
+        if constexpr (Piece == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p + b), load_as<__m512i>(source + b));
+#endif
+        if constexpr (Piece == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p + b), load_as<__m256i>(source + b));
+        if constexpr (Piece == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(p + b), load_as<__m128i>(source + b));
+    }
 }
 EF_INLINE void stream_done() { _mm_sfence(); }
 #else
 constexpr bool kCanStream = false;
+template <int Piece>
 EF_INLINE void stream(char*, const void*, int) {}
 EF_INLINE void stream_done() {}
 #endif
@@ -288,19 +297,21 @@ EF_INLINE V maximum(V a, V b) {
 
 // ---- walking a model -------------------------------------------------------------------------------------------
 
-// Coordinates of all tensors, laid end to end, in chunks; body(tensor, offset, n) gets runs of at most kTile.
+// Coordinates of all tensors, laid end to end, in chunks; body(tensor, offset, n) gets runs of at most `tile`.
 constexpr int64_t kChunk = 1 << 16;
 constexpr int64_t kTile = 4096;
 
 template <class Body>
-static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, int threads, Body& body) {
+static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, int threads, Body& body,
+                 int64_t tile = kTile) {
     int64_t total = 0;
     for (int64_t t = 0; t < tensors; ++t) total += specs[t].size;
     struct Job {
         const ef::TensorSpec* specs;
         int64_t tensors;
         Body& body;
-    } job = {specs, tensors, body};
+        int64_t tile;
+    } job = {specs, tensors, body, tile};
     const int useful = ef::threads_for(total * clients, int64_t(1) << 18, threads);
     ef::parallel_for(
         (total + kChunk - 1) / kChunk, useful,
@@ -313,8 +324,8 @@ static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, 
                 int64_t n = j.specs[t].size - begin;
                 if (n > left) n = left;
                 left -= n;
-                for (int64_t o = begin; o < begin + n; o += kTile)
-                    j.body(t, o, begin + n - o < kTile ? begin + n - o : kTile);
+                for (int64_t o = begin; o < begin + n; o += j.tile)
+                    j.body(t, o, begin + n - o < j.tile ? begin + n - o : j.tile);
             }
             stream_done();
         },
