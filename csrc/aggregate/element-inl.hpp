@@ -53,17 +53,7 @@ struct Element<double> {
 
 template <>
 struct Element<float> {
-    typedef float small __attribute__((vector_size(sizeof(float) * kLanes)));
-    // Intrinsics where GCC 12 would split the conversion into halves and put them together again.
-    EF_INLINE V read(const float* p) {
-#if defined(EF_TARGET_AVX512)
-        return (V)_mm512_cvtps_pd((__m256)load_as<small>(p));
-#elif defined(EF_TARGET_AVX2)
-        return (V)_mm256_cvtps_pd((__m128)load_as<small>(p));
-#else
-        return __builtin_convertvector(load_as<small>(p), V);
-#endif
-    }
+    EF_INLINE V read(const float* p) { return to_doubles(load_as<vf32_half>(p)); }
     EF_INLINE double read_one(const float* p) {
         float v;
         __builtin_memcpy(&v, p, sizeof(v));
@@ -73,15 +63,7 @@ struct Element<float> {
         const float v = static_cast<float>(mean);
         __builtin_memcpy(p, &v, sizeof(v));
     }
-    EF_INLINE void write(float* p, V mean) {
-#if defined(EF_TARGET_AVX512)
-        store_as(p, (small)_mm512_cvtpd_ps((__m512d)mean));
-#elif defined(EF_TARGET_AVX2)
-        store_as(p, (small)_mm256_cvtpd_ps((__m256d)mean));
-#else
-        store_as(p, __builtin_convertvector(mean, small));
-#endif
-    }
+    EF_INLINE void write(float* p, V mean) { store_as(p, to_floats(mean)); }
 };
 
 template <>
