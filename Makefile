@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure engine lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
+.PHONY: help build run test pure engine lint types bench attacks bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.bench-deps ## all benchmarks a
 	@mkdir -p bench-results
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(PY) -m pytest bench --benchmark-only --passes 3 --benchmark-json=bench-results/raw.json --benchmark-columns=median -q $(ARGS)
 	$(PY) bench/report.py bench-results/raw.json bench-results
+
+attacks: $(VENV)/.built ## accuracy of every robust rule under every attack, into docs/attacks.md and bench-results/
+	$(PY) bench/aggregate/attacks.py --page docs/attacks.md --json bench-results/attacks.json $(ARGS)
 
 bench-smoke: $(VENV)/.built $(VENV)/.test-deps ## every benchmark once, answers checked, nothing timed
 	$(PY) -m pytest bench --benchmark-disable -q $(ARGS)

@@ -1,8 +1,8 @@
 """Compressed updates: clients a second into a mean against float32 ones; float32 bytes encoded and decoded a second.
 
 Limits: a float32 client is 4 bytes a parameter, an int8 one 1, an int4 one 1/2; with K of them a mean also writes 4
-bytes a parameter. Where updates come one by one, 8 bytes a parameter of sums are read and written for each, so that
-int8 cannot beat float32 by more than 20 / 17 there. Per client and 8 parameters int8 costs a load that widens, a
+bytes a parameter. Where updates come one by one, 8 bytes a parameter of sums are read and written for each: 20 bytes
+against 17, if those sums come from memory (some of them stay in the last-level cache, so more is measured). Per client and 8 parameters int8 costs a load that widens, a
 conversion and a fused multiply-add, hence about one cycle.
 """
 
