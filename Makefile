@@ -85,10 +85,11 @@ cpp: ## C++ unit tests of the lock-free parts
 tsan: ## C++ tests under ThreadSanitizer
 	$(MAKE) -j2 -C csrc/tests tsan
 
-model: ## the lock-free ring and event count under a model checker, every memory order weakened in turn (needs relacy-dev)
+model: ## the lock-free parts and SharedQueue's protocol under a model checker, every memory order weakened in turn (needs relacy-dev)
 	$(MAKE) -C csrc/tests model
 
-soak: $(VENV)/.built $(VENV)/.test-deps ## queues under random time-outs and shutdowns for SECONDS (default 180)
+soak: $(VENV)/.built $(VENV)/.test-deps ## shared queues under KILLS random kills (default 12000), then queues under random time-outs and shutdowns for SECONDS (default 180)
+	$(MAKE) -C csrc/tests soak
 	EDGEFAST_SOAK_SECONDS=$(or $(SECONDS),180) $(PY) -m pytest tests/queues -k soak --timeout 0 -q $(ARGS)
 
 aarch64: ## the C++ kernels on emulated ARM64 (needs g++-aarch64-linux-gnu and qemu-user)

@@ -35,6 +35,11 @@ def _optional(name: str) -> Any:
     return pytest.importorskip(name)
 
 
+def several(message: bytes, n: int) -> list[bytes]:
+    """Different objects of different content (a pickle holds an object once), the last of them the message itself."""
+    return [i.to_bytes(2, "little") + message[2:] for i in range(n - 1)] + [message]
+
+
 class Ours:
     """Messages one by one."""
 
@@ -58,7 +63,7 @@ class OursRecords(Ours):
         self.q = SharedQueue.create(4 * CAPACITY, dtype=f"V{size}")
 
     def send_all(self, message: bytes, n: int) -> None:
-        block = np.frombuffer(message * self.batch, self.q.dtype)
+        block = np.frombuffer(b"".join(several(message, self.batch)), self.q.dtype)
         for _ in range(n // self.batch):
             self.q.put_many(block)
 
@@ -77,7 +82,7 @@ class OursMessages(Ours):
     batch = 256
 
     def send_all(self, message: bytes, n: int) -> None:
-        block = [message] * self.batch
+        block = several(message, self.batch)
         for _ in range(n // self.batch):
             self.q.put_many(block)
 
@@ -107,7 +112,7 @@ class MultiprocessingLists(Multiprocessing):
     batch = 256
 
     def send_all(self, message: bytes, n: int) -> None:
-        block = [message] * self.batch
+        block = several(message, self.batch)
         for _ in range(n // self.batch):
             self.q.put(block)
 
@@ -155,7 +160,7 @@ class FasterFifoMany(FasterFifo):
     batch = 256
 
     def send_all(self, message: bytes, n: int) -> None:
-        block = [message] * self.batch
+        block = several(message, self.batch)
         for _ in range(n // self.batch):
             self.q.put_many(block)
 
@@ -299,7 +304,7 @@ def test_batches(benchmark: Any, contender: Any, name: str, size: int) -> None:
 # ---- arrays in place -----------------------------------------------------------------------------------------------
 
 MIB = 1 << 20
-RING = 16  # arrays the queue may hold
+RING = 8  # arrays the queue may hold: what a cache holds, too
 ARRAYS = ["np.copyto, one copy", OURS, f"{OURS}, pickle", "multiprocessing.Queue", "Pipe, recv_bytes_into"]
 
 
@@ -336,8 +341,9 @@ class PipeInto(Pipe):
     def __init__(self) -> None:
         super().__init__(MIB)
         self.out = np.empty(MIB, "u1")
+        self.receive = self.receive_into
 
-    def receive(self) -> np.ndarray:
+    def receive_into(self) -> np.ndarray:
         self.reader.recv_bytes_into(self.out)
         return self.out
 

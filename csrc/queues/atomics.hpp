@@ -111,6 +111,10 @@ struct StdAtomics {
         a.store(value, std::memory_order_relaxed);
     }
     template <class T>
+    static bool cas_relaxed(std::atomic<T>& a, T expected, T value) noexcept {
+        return a.compare_exchange_strong(expected, value, std::memory_order_relaxed, std::memory_order_relaxed);
+    }
+    template <class T>
     static T add_relaxed(std::atomic<T>& a, T n) noexcept {
         return a.fetch_add(n, std::memory_order_relaxed);
     }

@@ -62,7 +62,7 @@ public:
     SharedQueue(const SharedQueue&) = delete;
     SharedQueue& operator=(const SharedQueue&) = delete;
 
-    // Once, before anything else. False: why.
+    // Before anything else; once, unless it fails. False: why.
     bool create(const char* path, const SharedConfig& config, mode_t mode, SharedFailure* failure) {
         *failure = {};
         if (!segment_.create(path, config, mode, failure)) return false;
@@ -73,7 +73,9 @@ public:
         *failure = {};
         if (!segment_.attach(path, flags, failure)) return false;
         begin();
-        return join(failure);
+        if (join(failure)) return true;
+        segment_.drop();
+        return false;
     }
     // Looks without taking part. *in_use: whether some process is a participant of the queue.
     static bool inspect(const char* path, unsigned flags, SharedConfig* config, bool* in_use, SharedFailure* failure) {
@@ -421,7 +423,8 @@ private:
     bool latest() const { return policy() == RecordQueue::latest; }
 
     void begin() {
-        ring_.bind(segment_.ring_memory(&cursor_), segment_.layout().slots, segment_.layout().ring_size);
+        ring_.bind(segment_.ring_memory(&cursor_), segment_.layout().slots, segment_.layout().ring_size,
+                   segment_.layout().stride >= kBigSlot);
         cpu_set_t cpus;
         if (sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) > 1) spins_ = kSpins;
         if (latest()) segment_.control().limit.store(1, std::memory_order_relaxed);
@@ -735,7 +738,10 @@ private:
     }
     static uint64_t microseconds() { return (static_cast<uint64_t>(now_ns()) / 1000 & 0xffffffffff) | 1; }
 
-    static constexpr int kSpins = 64;
+    // About what a sleep and a wake-up cost: the other side is often at its next record by then.
+    static constexpr int kSpins = 400;
+    // From this size on the slot freed last is taken first: it is still in the cache.
+    static constexpr uint64_t kBigSlot = 65536;
 
     SharedSegment segment_;
     Ring ring_;

@@ -52,7 +52,6 @@ namespace ef {
 
 enum class SharedSite : int {
     put_tail,      // a producer reads the position before it judges the room
-    put_head,      // and head
     put_word,      // whether the position is published: then move tail on behalf of the publisher
     claim_slot,    // takes a free slot: its last user's accesses came before
     publish,       // the record is in the queue: its bytes and state come before
@@ -63,38 +62,29 @@ enum class SharedSite : int {
     take,          // the record is out of the queue
     move_head,     // what is taken comes before
     free_slot,     // the owner's accesses come before
-    set_down,      // no put begins after this
-    get_down,      // whether
     mark,          // publishes the mark of a shutdown: `down` comes before
     announce,      // a waiter says that somebody waits, then looks once more
     notify_look,   // a notifier looks for waiters after its change
-    notify_epoch,  // a notifier moves the word after its change
     number_of_sites,
 };
 
 constexpr std::memory_order order_at(SharedSite site) {
     switch (site) {
         case SharedSite::put_tail:
-        case SharedSite::put_head:
         case SharedSite::put_word:
         case SharedSite::claim_slot:
         case SharedSite::get_head:
         case SharedSite::get_word:
         case SharedSite::get_state:
-        case SharedSite::get_down:
+        case SharedSite::announce:
             return std::memory_order_acquire;
         case SharedSite::publish:
         case SharedSite::move_tail:
         case SharedSite::take:
         case SharedSite::move_head:
         case SharedSite::free_slot:
-        case SharedSite::set_down:
         case SharedSite::mark:
-            return std::memory_order_release;
-        case SharedSite::announce:
         case SharedSite::notify_look:
-            return std::memory_order_acq_rel;
-        case SharedSite::notify_epoch:
             return std::memory_order_release;
         default:
             return std::memory_order_relaxed;
@@ -115,7 +105,7 @@ public:
         uint32_t word = A::template add<SharedSite::notify_look>(futex_.word, uint32_t{0});
         while (word & 1) {
             EDGEFAST_CRASH_POINT("notify.looked");
-            if (A::template cas<SharedSite::notify_epoch>(futex_.word, word, word + 1)) {
+            if (A::cas_relaxed(futex_.word, word, word + 1)) {
                 EDGEFAST_CRASH_POINT("notify.taken");
                 futex_.wake(INT32_MAX);
                 EDGEFAST_CRASH_POINT("notify.woken");
@@ -185,9 +175,11 @@ public:
     static constexpr uint64_t kMaxSlots = kMark - 1;
     static constexpr uint64_t kMaxOwners = 1023;
 
-    // slots <= ring_size, a power of two. Fresh memory is zero but for start().
-    void bind(const Memory& memory, uint64_t slots, uint64_t ring_size) {
+    // slots <= ring_size, a power of two. Fresh memory is zero but for start(). `few`: as few different slots as possible are
+    // used, instead of one after the other.
+    void bind(const Memory& memory, uint64_t slots, uint64_t ring_size, bool few = false) {
         m_ = memory;
+        few_ = few;
         slots_ = slots;
         size_ = ring_size;
         shift_ = 0;
@@ -211,8 +203,8 @@ public:
     Taken look_for_room(int64_t most, bool past_gate) {
         for (Patience patience; !patience.over();) {
             const uint64_t tail = A::template load<SharedSite::put_tail>(*m_.tail);
-            const uint64_t head = A::template load<SharedSite::put_head>(*m_.head);
-            if (A::template load<SharedSite::get_down>(*m_.down)) return {Took::down, 0};
+            const uint64_t head = A::peek(*m_.head);
+            if (A::peek(*m_.down)) return {Took::down, 0};
             const int64_t used = difference(tail & kPosition, head);
             if (used < 0 && A::peek(*m_.tail) != tail) continue;
             const int64_t room = room_at(tail, used < 0 ? 0 : used, past_gate);
@@ -224,7 +216,7 @@ public:
     // Takes up to `most` free slots; next to each other if `in_a_row`.
     int64_t claim(uint64_t owner, int64_t most, uint32_t* taken, bool in_a_row) {
         int64_t n = 0;
-        uint64_t at = A::peek(*m_.cursor);
+        uint64_t at = few_ ? 0 : A::peek(*m_.cursor);
         if (at >= slots_) at = 0;
         for (uint64_t looked = 0; looked < slots_ && n < most; ++looked) {
             if (A::peek(m_.state[at]) == free_ &&
@@ -263,13 +255,15 @@ public:
                 if (slot_of(word) == kMark) return {Took::down, 0};
                 uint64_t position = head;
                 int64_t n = 0;
+                bool lost = false;
                 for (;;) {
                     const uint64_t slot = slot_of(word);
                     if (slot >= slots_) return {Took::damaged, 0};
                     if (in_a_row && n > 0 && slot != taken[n - 1] + uint64_t{1}) break;
                     const uint64_t state = A::template load<SharedSite::get_state>(m_.state[slot]);
                     if (!is_ready(state, position)) break;
-                    if (!A::template cas<SharedSite::take>(m_.state[slot], state, word_of(kind, owner, position))) break;
+                    lost = !A::template cas<SharedSite::take>(m_.state[slot], state, word_of(kind, owner, position));
+                    if (lost) break;
                     EDGEFAST_CRASH_POINT("take.taken");
                     taken[n++] = static_cast<uint32_t>(slot);
                     ++position;
@@ -277,6 +271,7 @@ public:
                     word = A::template load<SharedSite::get_word>(m_.ring[index(position)]);
                     if (lap_of(word) != lap(position) || slot_of(word) == kMark) break;
                 }
+                if (n == 0 && lost) continue;  // the winner's state comes before a move of head, too: read it first
                 // Nothing taken: somebody else has it.
                 move_head(n ? position : head + 1);
                 EDGEFAST_CRASH_POINT("take.moved_head");
@@ -285,7 +280,7 @@ public:
             }
             if (lap_of(word) != lap(head - size_)) continue;  // head is stale
             if (A::peek(*m_.head) != head) continue;
-            if (!A::template load<SharedSite::get_down>(*m_.down)) return {Took::none, 0};
+            if (!A::peek(*m_.down)) return {Took::none, 0};
             if (A::template cas<SharedSite::mark>(m_.ring[index(head)], word, ring_word(head, kMark))) {
                 EDGEFAST_CRASH_POINT("take.marked");
                 return {Took::down, 0};
@@ -327,7 +322,7 @@ public:
 
     // No put succeeds from now on. False: damaged.
     bool shut_down() {
-        A::template store<SharedSite::set_down>(*m_.down, uint64_t{1});
+        A::poke(*m_.down, uint64_t{1});
         EDGEFAST_CRASH_POINT("shut_down.set");
         for (Patience patience; !patience.over();) {
             const uint64_t tail = A::template load<SharedSite::put_tail>(*m_.tail) & kPosition;
@@ -344,7 +339,7 @@ public:
         }
         return false;
     }
-    bool is_down() const { return A::template load<SharedSite::get_down>(*m_.down); }
+    bool is_down() const { return A::peek(*m_.down); }
 
     // ---- recovery --------------------------------------------------------------------------------------------------
 
@@ -357,7 +352,7 @@ public:
         Recovered r;
         for (uint64_t slot = 0; slot < slots_; ++slot) {
             uint64_t state = A::template load<SharedSite::get_state>(m_.state[slot]);
-            if (owner_of(state) != owner) continue;
+            if (state == free_ || owner_of(state) != owner) continue;
             switch (state & kState) {
                 case ready:
                     if (published(state, slot)) break;
@@ -430,7 +425,7 @@ public:
     }
     bool closed() const {
         const uint64_t tail = A::template load<SharedSite::put_tail>(*m_.tail);
-        const int64_t used = difference(tail & kPosition, A::template load<SharedSite::put_head>(*m_.head));
+        const int64_t used = difference(tail & kPosition, A::peek(*m_.head));
         return is_closed(tail, used);
     }
     int64_t room() {
@@ -507,11 +502,11 @@ private:
             } else if (lap_of(word) != lap(first - size_)) {
                 continue;  // tail is stale
             }
-            const int64_t used = difference(first, A::template load<SharedSite::put_head>(*m_.head));
+            const int64_t used = difference(first, A::peek(*m_.head));
             if (used < 0) continue;  // tail is stale
             int64_t want = n - done.count;
             if (kind != again) {
-                if (A::template load<SharedSite::get_down>(*m_.down)) return unfinished(done, Took::down, owner, slots);
+                if (A::peek(*m_.down)) return unfinished(done, Took::down, owner, slots);
                 const int64_t room = room_at(tail, used, past_gate);
                 if (room <= 0) return unfinished(done, Took::none, owner, slots);
                 if (room < want) want = room;
@@ -550,7 +545,7 @@ private:
         for (Patience patience; !patience.over();) {
             const uint64_t tail = A::template load<SharedSite::put_tail>(*m_.tail), from = tail & kPosition;
             if (difference(to, from) <= 0) return false;
-            const uint64_t head = A::template load<SharedSite::put_head>(*m_.head);
+            const uint64_t head = A::peek(*m_.head);
             const int64_t high = A::peek(*m_.high);
             const bool closed = is_closed(tail, difference(from, head));
             const bool closes = high > 0 && (closed || difference(to, head) >= high);
@@ -593,6 +588,7 @@ private:
     Memory m_{};
     uint64_t slots_ = 0, size_ = 0;
     int shift_ = 0;
+    bool few_ = false;
 };
 
 }  // namespace ef

@@ -4,7 +4,8 @@
 // offsets are computed, not read. A participant is a handle: it holds an entry of the table, and an open-file-description
 // lock on one byte of the file (beyond its end), which the kernel releases when the process is gone, however it went. So
 // an entry in use whose lock can be taken belongs to the dead. Descriptors are not inherited by exec; a forked child
-// must give its copy up (renew), or the lock outlives the parent.
+// must give its copy up (renew), or the lock outlives the parent. A mapping keeps its open file description, and with it
+// the locks, so what is mapped is one description and what is locked another.
 #pragma once
 
 #if defined(__linux__)
@@ -124,10 +125,7 @@ public:
     static constexpr uint64_t kMostAtOnce = 64;
 
     SharedSegment() = default;
-    ~SharedSegment() {
-        leave();
-        if (memory_) munmap(memory_, static_cast<size_t>(layout_.size));
-    }
+    ~SharedSegment() { drop(); }
     SharedSegment(const SharedSegment&) = delete;
     SharedSegment& operator=(const SharedSegment&) = delete;
 
@@ -140,28 +138,32 @@ public:
             failure->error = SharedError::bad_config;
             return false;
         }
-        fd_ = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (fd_ < 0) return fail(failure, "create", path);
+        const int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (fd < 0) return fail(failure, "create", path);
         EDGEFAST_CRASH_POINT("create.opened");
         config_ = config;
-        if (fill(path, mode, failure)) return true;
+        const bool done = reopen(fd, path, failure) && fill(fd, path, mode, failure);
+        ::close(fd);
+        if (done) return true;
         unlink(path);
-        leave();
+        drop();
         return false;
     }
 
     bool attach(const char* path, unsigned flags, SharedFailure* failure) {
-        fd_ = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-        if (fd_ < 0) return fail(failure, "attach", path);
+        const int fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0) return fail(failure, "attach", path);
         EDGEFAST_CRASH_POINT("attach.opened");
-        if (examine(fd_, path, flags, &config_, &layout_, failure) && map(path, failure)) {
+        const bool mapped = examine(fd, path, flags, &config_, &layout_, failure) && map(fd, path, failure) && reopen(fd, path, failure);
+        ::close(fd);
+        if (mapped) {
             EDGEFAST_CRASH_POINT("attach.mapped");
             // The creator's last step: what it wrote before is visible.
             if (at<std::atomic<uint64_t>>(0)->load(std::memory_order_acquire) == kMagic) return true;
             failure->error = SharedError::corrupted;
             std::snprintf(failure->text, sizeof failure->text, "expected a header that does not change");
         }
-        leave();
+        drop();
         return false;
     }
     // After attach and renew: takes an entry of the table.
@@ -185,20 +187,15 @@ public:
     // In a forked child: gives up what it inherited, to become a participant of its own by join.
     bool renew(SharedFailure* failure) {
         if (fd_ < 0) return true;
-        const int fd = reopen(), error = errno;
-        ::close(fd_);
-        fd_ = fd;
-        me_ = kNobody;
-        if (fd < 0) {
-            errno = error;
-            return fail(failure, "renew", "/proc/self/fd");
-        }
-        return true;
+        const int inherited = fd_;
+        forget_entry();
+        const bool done = reopen(inherited, nullptr, failure);
+        ::close(inherited);
+        return done;
     }
     void forget() {
         if (fd_ >= 0) ::close(fd_);
-        fd_ = -1;
-        me_ = kNobody;
+        forget_entry();
     }
     // Before: nothing of this participant's is in the ring.
     void leave() {
@@ -207,18 +204,25 @@ public:
             e.waiting_put.store(0, std::memory_order_relaxed);
             e.waiting_get.store(0, std::memory_order_relaxed);
             e.state.fetch_and(~uint64_t{1}, std::memory_order_release);
-            me_ = kNobody;
             EDGEFAST_CRASH_POINT("close.entry_free");
+            lock(me(), F_UNLCK);  // whoever inherited the description
+            me_ = kNobody;
         }
         if (fd_ >= 0) ::close(fd_);
         fd_ = -1;
         EDGEFAST_CRASH_POINT("close.unlocked");
     }
 
+    void drop() {
+        leave();
+        if (memory_) munmap(memory_, static_cast<size_t>(layout_.size));
+        memory_ = nullptr;
+    }
+
     // Looks at a file without becoming a participant. *in_use: whether some process is one, or is creating it.
     static bool inspect(const char* path, unsigned flags, SharedConfig* config, bool* in_use, SharedFailure* failure) {
         SharedSegment s;
-        s.fd_ = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        s.fd_ = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
         if (s.fd_ < 0) return fail(failure, "inspect", path);
         *in_use = s.locked(0, kLocks);
         return examine(s.fd_, path, flags, config, &s.layout_, failure);
@@ -315,6 +319,17 @@ public:
         return true;
     }
 
+    // CRC-32 of all after the magic number.
+    static uint32_t checksum(const SharedHeader& h) {
+        const auto* bytes = reinterpret_cast<const unsigned char*>(&h);
+        uint32_t crc = ~uint32_t{0};
+        for (size_t i = sizeof h.magic; i < offsetof(SharedHeader, checksum); ++i) {
+            crc ^= bytes[i];
+            for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+        }
+        return ~crc;
+    }
+
 private:
     static constexpr uint64_t kPage = 4096, kNobody = UINT64_MAX;
     static constexpr off_t kLockBase = off_t{1} << 62;
@@ -345,16 +360,6 @@ private:
         x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9, x = (x ^ x >> 27) * 0x94d049bb133111eb;
         return x ^ x >> 31;
     }
-    static uint32_t checksum(const SharedHeader& h) {
-        const auto* bytes = reinterpret_cast<const unsigned char*>(&h);
-        uint32_t crc = ~uint32_t{0};
-        for (size_t i = sizeof h.magic; i < offsetof(SharedHeader, checksum); ++i) {
-            crc ^= bytes[i];
-            for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
-        }
-        return ~crc;
-    }
-
     static bool fail(SharedFailure* failure, const char* what, const char* path) {
         const int error = errno;
         failure->os_error = error;
@@ -373,7 +378,29 @@ private:
         return false;
     }
 
-    bool fill(const char* path, mode_t mode, SharedFailure* failure) {
+    // Another description of the same file, for the locks.
+    bool reopen(int fd, const char* path, SharedFailure* failure) {
+        char self[40];
+        std::snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+        fd_ = open(self, O_RDWR | O_CLOEXEC);
+        if (fd_ < 0 && path) {
+            // Without /proc: by name, if it still means the same file.
+            struct stat a, b;
+            fd_ = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+            if (fd_ >= 0 && (fstat(fd, &a) != 0 || fstat(fd_, &b) != 0 || a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+                ::close(fd_);
+                fd_ = -1;
+                errno = ENOENT;
+            }
+        }
+        return fd_ >= 0 || fail(failure, "reopen", path ? path : self);
+    }
+    void forget_entry() {
+        fd_ = -1;
+        me_ = kNobody;
+    }
+
+    bool fill(int fd, const char* path, mode_t mode, SharedFailure* failure) {
         // Locked first: whoever finds the file unfinished and unlocked knows that its creator is dead.
         if (!lock(0, F_WRLCK)) return fail(failure, "lock", path);
         EDGEFAST_CRASH_POINT("create.locked");
@@ -384,7 +411,7 @@ private:
             return fail(failure, "allocate", path);
         }
         EDGEFAST_CRASH_POINT("create.allocated");
-        if (!map(path, failure)) return false;
+        if (!map(fd, path, failure)) return false;
         auto& header = *at<SharedHeader>(0);
         header.byte_order = kByteOrder;
         header.major = kMajor;
@@ -442,24 +469,12 @@ private:
         return true;
     }
 
-    bool map(const char* path, SharedFailure* failure) {
-        // Through an open file of its own: a mapping keeps its open file, and with it the locks, alive beyond close() and
-        // in forked children.
-        const int fd = reopen();
-        void* memory = mmap(nullptr, static_cast<size_t>(layout_.size), PROT_READ | PROT_WRITE,
-                            MAP_SHARED | (layout_.size <= kPopulate ? MAP_POPULATE : 0), fd, 0);
-        const int error = errno;
-        if (fd >= 0) ::close(fd);
-        errno = error;
+    bool map(int fd, const char* path, SharedFailure* failure) {
+        const int flags = MAP_SHARED | (layout_.size <= kPopulate ? MAP_POPULATE : 0);
+        void* memory = mmap(nullptr, static_cast<size_t>(layout_.size), PROT_READ | PROT_WRITE, flags, fd, 0);
         if (memory == MAP_FAILED) return fail(failure, "map", path);
         memory_ = static_cast<char*>(memory);
         return true;
-    }
-    // Another open file of the same file, which need not have a name any more.
-    int reopen() const {
-        char self[40];
-        std::snprintf(self, sizeof self, "/proc/self/fd/%d", fd_);
-        return open(self, O_RDWR | O_CLOEXEC);
     }
     static constexpr uint64_t kPopulate = uint64_t{256} << 20;
 

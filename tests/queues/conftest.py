@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import edgefast as ef
+import edgefast.queues
 from edgefast.queues import _pure, _record_pure
 
 sys.path.insert(0, str(Path(__file__).parent))  # linearizability.py
@@ -54,14 +55,10 @@ def record_class(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def shared() -> Iterator[Any]:
     """SharedQueue.create; what it made is removed again."""
-    if "native" not in ef.available_backends() or sys.platform != "linux":
-        pytest.skip("SharedQueue needs the native backend and Linux")
-    from edgefast.queues._shared_queue import SharedQueue
-
     made: list[Any] = []
 
     def create(*args: Any, **options: Any) -> Any:
-        made.append(SharedQueue.create(*args, **options))
+        made.append(edgefast.queues.SharedQueue.create(*args, **options))
         return made[-1]
 
     yield create

@@ -69,6 +69,21 @@ def hold(q: Any, what: str, answers: Any) -> None:
         time.sleep(600)
 
 
+def create_and_fork(answers: Any) -> None:
+    """Makes a queue, has a forked child live on with it, holds an item, to be killed."""
+    q = SharedQueue.create(2, itemsize=8, name=f"parent-{os.getpid()}")
+    q.put(b"held")
+    child = os.fork()
+    if child == 0:
+        end = time.monotonic() + 60
+        while not q.is_shutdown and time.monotonic() < end:
+            time.sleep(0.01)
+        os._exit(0)
+    with q.view():
+        answers.put(q.name.encode())
+        time.sleep(600)
+
+
 def produce(name: str, who: int, seed: int) -> None:
     """Puts numbered records until killed; the numbers that count are those the shared ledger shows."""
     rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +23,9 @@ from hypothesis import strategies as st
 import edgefast.queues
 from edgefast.queues import Empty, Full, ShutDown
 from edgefast.queues._record_base import POLICIES
+
+if edgefast.queues.IMPLEMENTATION != "native" or sys.platform != "linux":
+    pytest.skip("SharedQueue needs the native backend and Linux", allow_module_level=True)
 
 PAIR = np.dtype([("number", "i4"), ("value", "f8")])
 Make = Callable[..., Any]
@@ -640,8 +644,6 @@ def test_names_and_lifetime(shared: Make) -> None:
 
 
 def test_a_collected_queue_is_gone() -> None:
-    if edgefast.queues.IMPLEMENTATION != "native":
-        pytest.skip("SharedQueue needs the native backend")
     q = edgefast.queues.SharedQueue.create(1, itemsize=8)
     path = f"/dev/shm/edgefast-{os.geteuid()}-{q.name}"
     assert os.path.exists(path)
@@ -816,8 +818,6 @@ def test_attach_checks_what_is_asked_for(shared: Make) -> None:
 @settings(max_examples=60)
 @given(messages=st.lists(st.binary(max_size=70), max_size=30), batch=st.integers(1, 9))
 def test_messages_round_trip(messages: list[bytes], batch: int) -> None:
-    if edgefast.queues.IMPLEMENTATION != "native":
-        pytest.skip("SharedQueue needs the native backend")
     with edgefast.queues.SharedQueue.create(32, itemsize=70) as q:
         assert q.put_many(messages) == len(messages)
         got: list[bytes] = []
@@ -841,8 +841,6 @@ VALUES = st.recursive(
 @settings(max_examples=60)
 @given(value=VALUES, sizes=st.lists(st.integers(0, 200), max_size=5))
 def test_pickles_round_trip(value: Any, sizes: list[int]) -> None:
-    if edgefast.queues.IMPLEMENTATION != "native":
-        pytest.skip("SharedQueue needs the native backend")
     arrays = [np.arange(n, dtype="f4") for n in sizes]
     with edgefast.queues.SharedQueue.create(2, itemsize=1 << 16, serializer="pickle") as q:
         q.put((value, arrays))
@@ -866,8 +864,6 @@ OPERATIONS = st.one_of(
 @given(policy=st.sampled_from(POLICIES), gate=st.booleans(), operations=st.lists(OPERATIONS, max_size=40))
 def test_model(policy: str, gate: bool, operations: list[tuple[str, int]]) -> None:
     """Against a deque: what comes out, how much goes in, the counts."""
-    if edgefast.queues.IMPLEMENTATION != "native":
-        pytest.skip("SharedQueue needs the native backend")
     gate = gate and policy in ("block", "error", "drop_newest")
     marks = {"high_watermark": 6, "low_watermark": 2} if gate else {}
     with edgefast.queues.SharedQueue.create(8, dtype="i8", policy=policy, **marks) as q:

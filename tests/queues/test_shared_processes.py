@@ -200,6 +200,21 @@ def test_a_producer_killed_in_a_reservation(shared: Make) -> None:
     assert q.get_many(2) == [b"a", b"b"]
 
 
+def test_a_forked_child_does_not_keep_its_parent_alive(shared: Make) -> None:
+    answers = shared(2, itemsize=50)
+    with process("fork", shared_workers.create_and_fork, answers) as parent:
+        name = answers.get(timeout=60).decode()
+        with edgefast.queues.SharedQueue.attach(name) as q:
+            until(lambda: len(q.participants()) == 3)
+            parent.kill()
+            parent.join()
+            assert q.get(timeout=60) == b"held"
+            assert all(p.alive for p in q.participants())
+            q.shutdown()
+            until(lambda: len(q.participants()) == 1 or q.recover().dead)
+            q.unlink()
+
+
 @pytest.mark.parametrize("what", ["view", "reserve"])
 def test_a_stopped_process_blocks_nobody(shared: Make, what: str) -> None:
     q, answers = shared(2, itemsize=8), shared(2, itemsize=50)

@@ -1,6 +1,6 @@
 // The atomics policy for Relacy: the templates of csrc/queues over atomics that a model checker controls.
 //
-// One place (Site) at a time can be given another order than its own: `mutant`.
+// One place (Site, SharedSite) at a time can be given another order than its own: `mutant`.
 #pragma once
 
 // Before Relacy, whose macros replace standard names.
@@ -33,14 +33,17 @@
 
 namespace model {
 
+template <class Site>
 struct Mutant {
-    ef::Site site = ef::Site::number_of_sites;  // none
+    Site site = Site::number_of_sites;  // none
     std::memory_order order = std::memory_order_relaxed;
 };
-inline Mutant mutant;
+template <class Site>
+inline Mutant<Site> mutant;
 
-inline rl::memory_order relacy_order(ef::Site site) {
-    switch (site == mutant.site ? mutant.order : ef::order_at(site)) {
+template <class Site>
+rl::memory_order relacy_order(Site site) {
+    switch (site == mutant<Site>.site ? mutant<Site>.order : order_at(site)) {
         case std::memory_order_acquire: return rl::mo_acquire;
         case std::memory_order_release: return rl::mo_release;
         case std::memory_order_acq_rel: return rl::mo_acq_rel;
@@ -68,19 +71,19 @@ struct Atomics {
         atomic<T> data_[4];
     };
 
-    template <ef::Site S, class T>
+    template <auto S, class T>
     static T load(const atomic<T>& a) {
         return a.load(relacy_order(S), $);
     }
-    template <ef::Site S, class T>
+    template <auto S, class T>
     static void store(atomic<T>& a, T value) {
         a.store(value, relacy_order(S), $);
     }
-    template <ef::Site S, class T>
+    template <auto S, class T>
     static bool cas(atomic<T>& a, T expected, T value) {
         return a.compare_exchange_strong(expected, value, relacy_order(S), $, rl::mo_relaxed, $);
     }
-    template <ef::Site S, class T>
+    template <auto S, class T>
     static T add(atomic<T>& a, T n) {
         return a.fetch_add(n, relacy_order(S), $);
     }
@@ -93,14 +96,18 @@ struct Atomics {
         a.store(value, rl::mo_relaxed, $);
     }
     template <class T>
+    static bool cas_relaxed(atomic<T>& a, T expected, T value) {
+        return a.compare_exchange_strong(expected, value, rl::mo_relaxed, $, rl::mo_relaxed, $);
+    }
+    template <class T>
     static T add_relaxed(atomic<T>& a, T n) {
         return a.fetch_add(n, rl::mo_relaxed, $);
     }
-    template <ef::Site S, class T>
-    static void set(atomic<T>& a, T bits) {
-        a.fetch_or(bits, relacy_order(S), $);
+    template <auto S, class T>
+    static T set(atomic<T>& a, T bits) {
+        return a.fetch_or(bits, relacy_order(S), $);
     }
-    template <ef::Site S, class T>
+    template <auto S, class T>
     static void clear(atomic<T>& a, T bits) {
         a.fetch_and(static_cast<T>(~bits), relacy_order(S), $);
     }
@@ -126,6 +133,7 @@ struct Atomics {
             return static_cast<int64_t>(word.wake(rl::ctx(), n > 8 ? 8 : static_cast<rl::thread_id_t>(n), $));
         }
     };
+    using SharedFutex = Futex;
 };
 
 }  // namespace model

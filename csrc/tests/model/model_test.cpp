@@ -4,7 +4,7 @@
 //     model_test             each program with the library's orders must pass; then every order is weakened in turn,
 //                            and some program must fail each time
 //     model_test --quick     fewer random schedules
-#include "model/model.hpp"
+#include "model/driver.hpp"
 
 namespace {
 
@@ -365,22 +365,8 @@ struct BlockingAbandon : rl::test_suite<BlockingAbandon, 2> {
     }
 };
 
-// ---- driver --------------------------------------------------------------------------------------------------------
-
-struct Program {
-    const char* name;
-    bool (*run)(rl::test_params&);
-    // Also every schedule with at most two preemptions; only where no thread polls.
-    bool searched;
-};
-// What Relacy writes; it must not allocate, because the checker counts the program's allocations.
-struct Nowhere : std::streambuf {
-    int overflow(int c) override { return c; }
-};
-template <class T>
-bool run(rl::test_params& p) {
-    return rl::simulate<T>(p);
-}
+using model::Program;
+using model::run;
 const Program kPrograms[] = {
     {"hand-over, 1 slot", run<HandOver<Ring, 1>>, false},
     {"hand-over, 2 slots", run<HandOver<Ring, 2>>, false},
@@ -407,79 +393,12 @@ const Program kPrograms[] = {
 
 const char* const kSites[] = {"put_tail",  "put_head", "put_word", "put_claim", "get_head",   "get_tail",    "get_word",
                               "get_claim", "publish",  "free",     "announce",  "wait_epoch", "notify_look", "notify_epoch"};
-static_assert(sizeof kSites / sizeof *kSites == static_cast<size_t>(ef::Site::number_of_sites), "a name for each");
-
-const char* name_of(std::memory_order order) {
-    switch (order) {
-        case std::memory_order_relaxed: return "relaxed";
-        case std::memory_order_acquire: return "acquire";
-        case std::memory_order_release: return "release";
-        default: return "acq_rel";
-    }
-}
-
-// Random schedules see loads two values back, the search one.
-bool passes(const Program& program, rl::iteration_t iterations, std::string* why) {
-    rl::iteration_t done[2] = {};
-    for (const bool random : {true, false}) {
-        if (!random && !program.searched) break;
-        Nowhere nowhere;
-        std::ostream text(&nowhere);
-        rl::test_params params;
-        params.output_stream = &text;
-        params.progress_stream = &text;
-        params.progress_output_period = 1000000;
-        params.search_type = random ? rl::random_scheduler_type : rl::fair_context_bound_scheduler_type;
-        params.context_bound = 2;
-        params.iteration_count = iterations;
-        params.execution_depth_limit = 4000;
-        if (!program.run(params)) {
-            *why = rl::test_result_str(params.test_result);
-            return false;
-        }
-        done[random] = params.stop_iteration;
-    }
-    *why = "holds in " + std::to_string(done[1]) + " random schedules";
-    if (program.searched) *why += " and in all " + std::to_string(done[0]) + " of at most two preemptions";
-    return true;
-}
 
 }  // namespace
 
 int main(int argc, char** argv) {
     const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
-    const rl::iteration_t iterations = quick ? 5000 : 100000;
-    int bad = 0;
-    std::string why;
-    for (const Program& program : kPrograms) {
-        const bool ok = passes(program, iterations, &why);
-        std::printf("%-25s %s\n", program.name, why.c_str());
-        std::fflush(stdout);
-        bad += !ok;
-    }
-    if (bad) return 1;
-    for (int s = 0; s < static_cast<int>(ef::Site::number_of_sites); ++s) {
-        const auto site = static_cast<ef::Site>(s);
-        std::vector<std::memory_order> weaker{std::memory_order_relaxed};
-        if (ef::order_at(site) == std::memory_order_acq_rel)
-            weaker.insert(weaker.end(), {std::memory_order_acquire, std::memory_order_release});
-        for (const std::memory_order order : weaker) {
-            model::mutant = {site, order};
-            const char* caught = nullptr;
-            for (const Program& program : kPrograms) {
-                if (!passes(program, iterations, &why)) {
-                    caught = program.name;
-                    break;
-                }
-            }
-            std::printf("%-13s %s -> %s: %s%s%s%s\n", kSites[s], name_of(ef::order_at(site)), name_of(order),
-                        caught ? "caught by \"" : "NOT CAUGHT", caught ? caught : "", caught ? "\": " : "",
-                        caught ? why.c_str() : "");
-            std::fflush(stdout);
-            bad += !caught;
-        }
-    }
-    model::mutant = {};
+    const int bad = model::check<ef::Site>(kPrograms, kSites, quick ? 5000 : 100000);
     std::printf("model_test: %s\n", bad ? "an order that no program needs" : "ok");
     return bad != 0;
 }

@@ -418,8 +418,7 @@ cdef class SharedCore:
                 done += more
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return done
-                if PyErr_CheckSignals() < 0 and done == 0:
-                    return -1
+                PyErr_CheckSignals()
         finally:
             self.calls.leave()
 
