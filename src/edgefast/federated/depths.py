@@ -15,7 +15,7 @@ class Depths:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.interval = 0.001
+        self.interval: float = 0.001
         self.samples: list[tuple[float, int]] = []
         self._recent = 0
 
@@ -26,7 +26,7 @@ class Depths:
             self.samples.append((now, depth))
             if len(self.samples) > self._most:
                 self.samples = self.samples[::2]
-                self.interval *= 2
+                self.interval = 2 * self.interval
 
     def take(self) -> list[tuple[float, int]]:
         """The samples since the last call."""
