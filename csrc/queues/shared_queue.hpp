@@ -168,7 +168,8 @@ public:
                 int64_t run = 1;
                 if (records()) {
                     while (i + run < t.count && slots[i + run] == slots[i] + static_cast<uint64_t>(run)) ++run;
-                    std::memcpy(to + static_cast<uint64_t>(i) * itemsize, segment_.payload(slots[i]), static_cast<uint64_t>(run) * itemsize);
+                    std::memcpy(to + static_cast<uint64_t>(i) * itemsize, segment_.payload(slots[i]),
+                                static_cast<uint64_t>(run) * itemsize);
                     if (lengths)
                         for (int64_t k = 0; k < run; ++k) lengths[i + k] = static_cast<uint32_t>(itemsize);
                 } else {
@@ -246,8 +247,9 @@ public:
         for (int64_t i = 0; i < n; ++i) {
             slots[i] = static_cast<uint32_t>(ticket) + static_cast<uint32_t>(i);
             if (!records())
-                segment_.length(slots[i]).store(lengths && lengths[i] < config().itemsize ? lengths[i] : static_cast<uint32_t>(config().itemsize),
-                                                std::memory_order_relaxed);
+                segment_.length(slots[i]).store(
+                    lengths && lengths[i] < config().itemsize ? lengths[i] : static_cast<uint32_t>(config().itemsize),
+                    std::memory_order_relaxed);
         }
         EDGEFAST_CRASH_POINT("put.written");
         int64_t done = 0;
@@ -261,6 +263,7 @@ public:
             if (*status != EDGEFAST_OK) break;
             add(entry().dropped_newest, n - done);
             for (; done < n; ++done) ring_.give_back(segment_.me(), slots[done]);
+            notify_room();
         }
         return done;
     }
@@ -337,6 +340,9 @@ public:
     }
     // Wakes every sleeper of this queue, in all processes, to look again.
     void stir() { notify_all(); }
+    // Pauses of the processor before this handle sleeps; 0 sleeps at once. By default about what a sleep and a wake-up cost,
+    // and none where there is one CPU. Before anything waits.
+    void set_spin(int pauses) { spins_ = pauses; }
 
     // ---- participants ----------------------------------------------------------------------------------------------
 
@@ -467,7 +473,8 @@ private:
         const int64_t skipped = done;
         uint32_t slots[SharedSegment::kMostAtOnce];
         while (done < n) {
-            const int64_t most = n - done < static_cast<int64_t>(SharedSegment::kMostAtOnce) ? n - done : SharedSegment::kMostAtOnce;
+            constexpr int64_t kMost = SharedSegment::kMostAtOnce;
+            const int64_t most = n - done < kMost ? n - done : kMost;
             bool past_gate = false;
             const int64_t count = claim(most, deadline, slots, false, status, &past_gate);
             if (count == 0) {
@@ -479,6 +486,7 @@ private:
             EDGEFAST_CRASH_POINT("put.written");
             const Taken t = publish(slots, count, past_gate, status);
             for (int64_t i = t.count; i < count; ++i) ring_.give_back(segment_.me(), slots[i]);
+            if (t.count < count) notify_room();  // somebody may wait for a slot
             done += t.count;
             if (*status != EDGEFAST_OK) {
                 if (done == skipped) return 0;
@@ -522,7 +530,8 @@ private:
             }
             if (policy() == RecordQueue::block) {
                 if (deadline != kTry) {
-                    t = wait(segment_.control().room, deadline, status, &entry().full_waits, [&] { return ring_.look_for_room(n, false); });
+                    t = wait(segment_.control().room, deadline, status, &entry().full_waits,
+                             [&] { return ring_.look_for_room(n, false); });
                     if (t.count) return t;
                 }
                 if (*status == EDGEFAST_OK && judge(t, status)) *status = EDGEFAST_FULL;
@@ -543,7 +552,8 @@ private:
             return t.count && !ring_.any_free() ? nothing : t;
         };
         Taken t = nothing;
-        if (policy() == RecordQueue::block && deadline != kTry) t = wait(segment_.control().room, deadline, status, &entry().full_waits, attempt);
+        if (policy() == RecordQueue::block && deadline != kTry)
+            t = wait(segment_.control().room, deadline, status, &entry().full_waits, attempt);
         else if (look_if_due()) t = attempt();
         if (t.count || *status != EDGEFAST_OK || !judge(t, status)) return t;
         if (policy() == RecordQueue::error) add(entry().refused, 1);
@@ -626,7 +636,8 @@ private:
 
     bool gather(int64_t least, int64_t deadline, int64_t linger, int* status) {
         if (await_many(1, deadline, status) == 0) return false;
-        if (await_many(least, now_ns() + linger, status) == 0 && (*status == EDGEFAST_INTERRUPTED || *status == EDGEFAST_DAMAGED)) return false;
+        await_many(least, now_ns() + linger, status);
+        if (*status == EDGEFAST_INTERRUPTED || *status == EDGEFAST_DAMAGED) return false;
         // Others may have taken them meanwhile: then whatever comes next.
         *status = EDGEFAST_OK;
         return true;

@@ -140,7 +140,6 @@ struct SharedJournal {
 enum class Took {
     some,
     none,     // full, or empty
-    busy,     // put: not full, but every free slot is in somebody's hands
     down,     // shut down (and empty)
     damaged,  // the words make no sense
 };
@@ -462,7 +461,8 @@ private:
     static uint64_t owner_of(uint64_t state) { return (state & kWho) >> kOwnerShift; }
     static uint64_t position_of(uint64_t state) { return state >> kPositionShift; }
     static bool is_ready(uint64_t state, uint64_t position) {
-        return ((state & kState) == ready || (state & kState) == again) && position_of(state) == (position << kPositionShift) >> kPositionShift;
+        return ((state & kState) == ready || (state & kState) == again) &&
+               position_of(state) == (position << kPositionShift) >> kPositionShift;
     }
     uint64_t index(uint64_t position) const { return position & (size_ - 1); }
     uint64_t lap(uint64_t position) const { return position >> shift_ & kLap; }
@@ -471,7 +471,9 @@ private:
     uint64_t ring_word(uint64_t position, uint64_t slot) const { return lap(position) << kSlotBits | slot; }
     static int64_t difference(uint64_t tail, uint64_t head) { return static_cast<int64_t>(tail - head); }
 
-    bool is_closed(uint64_t tail, int64_t used) const { return (tail & kClosed) && A::peek(*m_.high) > 0 && used > A::peek(*m_.low); }
+    bool is_closed(uint64_t tail, int64_t used) const {
+        return (tail & kClosed) && A::peek(*m_.high) > 0 && used > A::peek(*m_.low);
+    }
     int64_t room_at(uint64_t tail, int64_t used, bool past_gate) const {
         if (!past_gate && is_closed(tail, used)) return 0;
         const int64_t high = A::peek(*m_.high), most = limit();

@@ -6,6 +6,10 @@
 // an entry in use whose lock can be taken belongs to the dead. Descriptors are not inherited by exec; a forked child
 // must give its copy up (renew), or the lock outlives the parent. A mapping keeps its open file description, and with it
 // the locks, so what is mapped is one description and what is locked another.
+//
+// What this does not cover: a process of the same user may truncate the file, and who touches its memory then gets SIGBUS,
+// as with every mapped file. One that closes descriptors that are not its own (closefrom, os.closerange) takes its lock away
+// and is taken for dead; it then finds its slots gone when it lets go of them, and others may have reused them before.
 #pragma once
 
 #if defined(__linux__)
@@ -75,7 +79,9 @@ struct SharedHeader {
     uint32_t checksum;  // of all the above after magic
     uint32_t zero;
 };
-static_assert(sizeof(SharedHeader) <= 1024 && sizeof(SharedConfig) == 384 && alignof(SharedHeader) == 8, "the layout of version 1");
+static_assert(sizeof(SharedConfig) == 384 && sizeof(SharedHeader) == 416, "the layout of version 1");
+
+static_assert(sizeof(off_t) == 8, "locks lie beyond every file");
 
 // Alone on their lines: written all the time, by one side each; and hardly ever.
 template <class A>
@@ -154,7 +160,8 @@ public:
         const int fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
         if (fd < 0) return fail(failure, "attach", path);
         EDGEFAST_CRASH_POINT("attach.opened");
-        const bool mapped = examine(fd, path, flags, &config_, &layout_, failure) && map(fd, path, failure) && reopen(fd, path, failure);
+        const bool mapped = examine(fd, path, flags, &config_, &layout_, failure) && map(fd, path, failure) &&
+                            reopen(fd, path, failure);
         ::close(fd);
         if (mapped) {
             EDGEFAST_CRASH_POINT("attach.mapped");
@@ -180,7 +187,8 @@ public:
             return true;
         }
         failure->error = SharedError::crowded;
-        std::snprintf(failure->text, sizeof failure->text, "expected at most %" PRIu64 " participants at a time", config_.participants);
+        std::snprintf(failure->text, sizeof failure->text, "expected at most %" PRIu64 " participants at a time",
+                      config_.participants);
         return false;
     }
 
@@ -277,8 +285,8 @@ public:
     static bool layout_of(const SharedConfig& c, SharedLayout* layout, SharedFailure* failure) {
         const auto out_of_range = [&](const char* name, uint64_t value, uint64_t least, uint64_t most) {
             failure->error = SharedError::corrupted;
-            std::snprintf(failure->text, sizeof failure->text, "expected %s between %" PRIu64 " and %" PRIu64 ", got %" PRIu64, name,
-                          least, most, value);
+            std::snprintf(failure->text, sizeof failure->text, "expected %s between %" PRIu64 " and %" PRIu64 ", got %" PRIu64,
+                          name, least, most, value);
             return false;
         };
         const auto within = [](uint64_t value, uint64_t least, uint64_t most) { return value >= least && value <= most; };
@@ -286,12 +294,15 @@ public:
         if (!within(c.kind, 0, 1)) return out_of_range("kind", c.kind, 0, 1);
         if (!within(c.policy, 0, 4)) return out_of_range("policy", c.policy, 0, 4);
         if (!within(c.drop_of_dead, 0, 1)) return out_of_range("drop_of_dead", c.drop_of_dead, 0, 1);
-        if (!within(c.participants, 1, Ring::kMaxOwners)) return out_of_range("participants", c.participants, 1, Ring::kMaxOwners);
+        if (!within(c.participants, 1, Ring::kMaxOwners))
+            return out_of_range("participants", c.participants, 1, Ring::kMaxOwners);
         if (!within(c.capacity, 1, Ring::kMaxSlots - 1)) return out_of_range("capacity", c.capacity, 1, Ring::kMaxSlots - 1);
-        if (!within(c.spare, 1, Ring::kMaxSlots - c.capacity)) return out_of_range("spare", c.spare, 1, Ring::kMaxSlots - c.capacity);
+        const uint64_t most_spare = Ring::kMaxSlots - c.capacity;
+        if (!within(c.spare, 1, most_spare)) return out_of_range("spare", c.spare, 1, most_spare);
         if (!within(c.itemsize, 1, UINT32_MAX)) return out_of_range("itemsize", c.itemsize, 1, UINT32_MAX);
         if (!within(c.dimensions, 0, 8)) return out_of_range("dimensions", c.dimensions, 0, 8);
-        if (std::memchr(c.dtype, 0, sizeof c.dtype) == nullptr) return out_of_range("length of dtype", sizeof c.dtype, 0, sizeof c.dtype - 1);
+        if (std::memchr(c.dtype, 0, sizeof c.dtype) == nullptr)
+            return out_of_range("length of dtype", sizeof c.dtype, 0, sizeof c.dtype - 1);
         // slots < 2^24 and stride < 2^33: no sum below exceeds 2^58.
         SharedLayout l{};
         l.slots = c.capacity + c.spare;
@@ -441,22 +452,22 @@ private:
             std::snprintf(failure->text, sizeof failure->text, format, values...);
             return false;
         };
-        if (!S_ISREG(s.st_mode)) return because(SharedError::not_a_queue, "expected a regular file");
+        if (!S_ISREG(s.st_mode)) return because(SharedError::not_a_queue, "%s", "expected a regular file");
         if (s.st_uid != geteuid() && !(flags & kAnyOwner))
-            return because(SharedError::not_allowed, "expected a file of user %u, got one of user %u", static_cast<unsigned>(geteuid()),
-                           static_cast<unsigned>(s.st_uid));
+            return because(SharedError::not_allowed, "expected a file of user %u, got one of user %u",
+                           static_cast<unsigned>(geteuid()), static_cast<unsigned>(s.st_uid));
         SharedHeader h;
         const ssize_t n = pread(fd, &h, sizeof h, 0);
         if (n < 0) return fail(failure, "read", path);
-        if (n == 0) return because(SharedError::not_ready, "the queue is not finished: no bytes yet");
+        if (n == 0) return because(SharedError::not_ready, "%s", "the queue is not finished: no bytes yet");
         if (n < static_cast<ssize_t>(sizeof h))
             return because(SharedError::not_a_queue, "expected a header of %zu bytes, got %zd", sizeof h, n);
-        if (h.magic == 0) return because(SharedError::not_ready, "the queue is not finished: no magic number yet");
+        if (h.magic == 0) return because(SharedError::not_ready, "%s", "the queue is not finished: no magic number yet");
         if (h.magic != kMagic)
             return because(SharedError::not_a_queue, "expected magic number %016" PRIx64 ", got %016" PRIx64, kMagic, h.magic);
         if (h.byte_order != kByteOrder || h.major != kMajor)
-            return because(SharedError::version, "expected version %u in byte order %08x, got %u in %08x", unsigned{kMajor}, kByteOrder,
-                           unsigned{h.major}, h.byte_order);
+            return because(SharedError::version, "expected version %u in byte order %08x, got %u in %08x", unsigned{kMajor},
+                           kByteOrder, unsigned{h.major}, h.byte_order);
         const uint32_t sum = checksum(h);
         if (h.checksum != sum) return because(SharedError::corrupted, "expected header checksum %08x, got %08x", sum, h.checksum);
         if (!layout_of(h.config, layout, failure)) return false;

@@ -191,7 +191,8 @@ const std::vector<Operation>& operations() {
     using Got = std::vector<uint64_t>*;
     static const std::vector<Operation> all = {
         {"put", RecordQueue::block, 16, 3, [](SharedQueue& q, Got) { put(q, kChilds, 1); }},
-        {"put, somebody waits", RecordQueue::block, 16, 0, [](SharedQueue& q, Got) { put(q, kChilds, 1); }, Operation::operation, true, true},
+        {"put, somebody waits", RecordQueue::block, 16, 0, [](SharedQueue& q, Got) { put(q, kChilds, 1); },
+         Operation::operation, true, true},
         {"put many", RecordQueue::block, 16, 3, [](SharedQueue& q, Got) { put(q, kChilds, 3); }},
         {"get", RecordQueue::block, 16, 3, [](SharedQueue& q, Got g) { get(q, 1, g); }},
         {"get many", RecordQueue::block, 16, 5, [](SharedQueue& q, Got g) { get(q, 3, g); }},
@@ -199,7 +200,8 @@ const std::vector<Operation>& operations() {
         {"reserve, commit", RecordQueue::block, 16, 3, [](SharedQueue& q, Got) { put_in_place(q, kChilds, true); }},
         {"reserve, abort", RecordQueue::block, 16, 3, [](SharedQueue& q, Got) { put_in_place(q, kChilds, false); }},
         {"view, release", RecordQueue::block, 16, 4, [](SharedQueue& q, Got g) { get_in_place(q, g); }},
-        {"put, full, drop_oldest", RecordQueue::drop_oldest, 4, 4, [](SharedQueue& q, Got) { put(q, kChilds, 2); }, Operation::operation, false},
+        {"put, full, drop_oldest", RecordQueue::drop_oldest, 4, 4, [](SharedQueue& q, Got) { put(q, kChilds, 2); },
+         Operation::operation, false},
         {"put, latest", RecordQueue::latest, 4, 1, [](SharedQueue& q, Got) { put(q, kChilds, 1); }, Operation::operation, false},
         {"clear", RecordQueue::block, 16, 5, [](SharedQueue& q, Got) { q.clear(); }, Operation::operation, false},
         {"attach, close", RecordQueue::block, 16, 3, [](SharedQueue&, Got) {}, Operation::life},
@@ -318,8 +320,8 @@ int strike(const Operation& op, int at, int signal, bool drop_of_dead) {
     while (get(q, 3, &mine)) {
     }
     std::multiset<uint64_t> all(mine.begin(), mine.end());
-    int64_t childs = 0;
-    for (int i = 0; i < 64 && (*got)[i]; ++i) all.insert((*got)[i] - 1), ++childs;
+    int64_t from_child = 0;
+    for (int i = 0; i < 64 && (*got)[i]; ++i) all.insert((*got)[i] - 1), ++from_child;
     for (uint64_t v : all) CHECK(all.count(v) == 1);
     const auto c = q.counters();
     CHECK(c.size == 0 && c.in_hands == 0 && c.participants == 1);
@@ -329,15 +331,19 @@ int strike(const Operation& op, int at, int signal, bool drop_of_dead) {
         if (op.watch != Operation::wreckage) {
             CHECK(c.puts == op.before + parents + puts);
             const int64_t kept = takes - frees;
-            if (gets) CHECK((drop_of_dead ? c.dropped_dead : c.redelivered) == kept && c.gets == static_cast<int64_t>(mine.size()) + frees);
-            else CHECK(c.cleared + c.dropped_oldest == takes && c.gets == static_cast<int64_t>(mine.size()));
+            if (gets) {
+                CHECK((drop_of_dead ? c.dropped_dead : c.redelivered) == kept);
+                CHECK(c.gets == static_cast<int64_t>(mine.size()) + frees);
+            } else {
+                CHECK(c.cleared + c.dropped_oldest == takes && c.gets == static_cast<int64_t>(mine.size()));
+            }
             // A reservation that close gives up is not lost.
             lost = claims - puts - passed("give_back.freed");
             if (op.watch == Operation::closing) CHECK(c.lost <= lost);
             else CHECK(c.lost == lost);
         }
     } else {
-        CHECK(c.gets == static_cast<int64_t>(mine.size()) + childs);
+        CHECK(c.gets == static_cast<int64_t>(mine.size()) + from_child);
     }
     if (op.watch == Operation::wreckage) {
         CHECK(c.lost == lost && c.cleared == cleared && c.puts == op.before + parents);
@@ -747,15 +753,15 @@ struct Soak {
         const auto puts = static_cast<uint64_t>(c.puts), gets = static_cast<uint64_t>(c.gets);
         const auto dropped = static_cast<uint64_t>(c.dropped_oldest + c.dropped_dead);
         CHECK(puts == gets + dropped && c.cleared == 0);
-        CHECK((policy == RecordQueue::drop_oldest || c.dropped_oldest == 0) && (drop_of_dead ? c.redelivered : c.dropped_dead) == 0);
+        CHECK(policy == RecordQueue::drop_oldest || c.dropped_oldest == 0);
+        CHECK((drop_of_dead ? c.redelivered : c.dropped_dead) == 0);
         CHECK(puts >= acknowledged && puts <= acknowledged + unsure_puts);
         CHECK(gets >= once && gets <= once + unsure_gets);
         CHECK(unseen <= gets - once + dropped);
-        std::printf("shared_crash: %s: %llu kills, %llu stops: %lld put = %lld got (%llu by the dead) + %llu dropped; %lld lost unfinished, "
-                    "%lld redelivered\n",
-                    name, static_cast<unsigned long long>(struck), static_cast<unsigned long long>(stops), static_cast<long long>(c.puts),
-                    static_cast<long long>(c.gets), static_cast<unsigned long long>(gets - once), static_cast<unsigned long long>(dropped),
-                    static_cast<long long>(c.lost), static_cast<long long>(c.redelivered));
+        const auto u = [](auto n) { return static_cast<unsigned long long>(n); };
+        std::printf("shared_crash: %s: %llu kills, %llu stops: %llu put = %llu got (%llu by the dead) + %llu dropped; "
+                    "%llu lost unfinished, %llu redelivered\n",
+                    name, u(struck), u(stops), u(c.puts), u(c.gets), u(gets - once), u(dropped), u(c.lost), u(c.redelivered));
         unlink(path.c_str());
     }
 };

@@ -1,6 +1,6 @@
 // What the core of SharedQueue costs between two processes, without Python: nanoseconds a record from the first to the
 // last, bytes a second in place against memcpy, and a blocked round trip against a bare futex.
-//     shared_speed [seconds a measurement = 0.5]
+//     shared_speed [times as many = 1]
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -58,9 +58,6 @@ double stream(uint64_t itemsize, uint64_t capacity, uint32_t kind, int64_t n, in
     while (got < n) got += q.get(out.data(), lengths.data(), batch, 1, ef::kForever, 0, &status);
     const double seconds = static_cast<double>(ef::now_ns() - start) * 1e-9;
     waitpid(child, nullptr, 0);
-    const auto c = q.counters();
-    std::fprintf(stderr, "  waits: put %lld get %lld, wake-ups %lld\n", static_cast<long long>(c.full_waits), static_cast<long long>(c.empty_waits),
-                 static_cast<long long>(c.wakeups));
     unlink(name.c_str());
     return seconds;
 }
@@ -114,7 +111,7 @@ double copy(uint64_t itemsize, int64_t n) {
     return static_cast<double>(ef::now_ns() - start) * 1e-9;
 }
 
-double round_trip(int64_t trips) {
+double round_trip(int64_t trips, bool spins) {
     const std::string name = path();
     SharedFailure f;
     SharedQueue there, back;
@@ -122,6 +119,7 @@ double round_trip(int64_t trips) {
     unlink(name.c_str());
     CHECK(back.create(name.c_str(), config_of(16, 16, ef::shared_records), 0600, &f));
     unlink(name.c_str());
+    if (!spins) there.set_spin(0), back.set_spin(0);
     const pid_t child = fork();
     if (child == 0) {
         CHECK(there.after_fork_in_child(&f) && back.after_fork_in_child(&f));
@@ -142,7 +140,31 @@ double round_trip(int64_t trips) {
     }
     const double seconds = static_cast<double>(ef::now_ns() - start) * 1e-9;
     waitpid(child, nullptr, 0);
-    std::fprintf(stderr, "  waits: %lld of %lld\n", static_cast<long long>(back.counters().empty_waits), static_cast<long long>(trips));
+    return seconds / static_cast<double>(trips);
+}
+
+// The limit of that: two processes that hand a futex word back and forth.
+double bare_round_trip(int64_t trips) {
+    void* memory = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    auto& futex = *new (memory) ef::SharedFutex;
+    const auto pass = [&](uint32_t to) {
+        futex.word.store(to, std::memory_order_release);
+        futex.wake(1);
+    };
+    const auto await = [&](uint32_t mine) {
+        for (uint32_t turn; (turn = futex.word.load(std::memory_order_acquire)) != mine;) futex.wait(turn, ef::kForever);
+    };
+    const pid_t child = fork();
+    if (child == 0) {
+        for (int64_t i = 0; i < trips; ++i) await(1), pass(0);
+        _exit(0);
+    }
+    const int64_t start = ef::now_ns();
+    for (int64_t i = 0; i < trips; ++i) pass(1), await(0);
+    const double seconds = static_cast<double>(ef::now_ns() - start) * 1e-9;
+    waitpid(child, nullptr, 0);
+    munmap(memory, 4096);
     return seconds / static_cast<double>(trips);
 }
 
@@ -164,7 +186,7 @@ double alone(int64_t n, int64_t batch) {
 }
 
 template <class F>
-double best_of(int rounds, F f) {
+double median_of(int rounds, F f) {
     std::vector<double> v;
     for (int i = 0; i < rounds; ++i) v.push_back(f());
     return median(v);
@@ -176,19 +198,21 @@ int main(int argc, char** argv) {
     const int64_t k = argc > 1 ? std::atoll(argv[1]) : 1;
     const auto each = [](double seconds, int64_t n) { return seconds * 1e9 / static_cast<double>(n); };
     std::printf("{\n");
-    std::printf("  \"alone, 16 B, singly, ns\": %.1f,\n", each(best_of(3, [&] { return alone(2000000 * k, 1); }), 2000000 * k));
-    std::printf("  \"alone, 16 B, by 256, ns\": %.1f,\n", each(best_of(3, [&] { return alone(2560000 * k, 256); }), 2560000 * k));
+    std::printf("  \"alone, 16 B, singly, ns\": %.1f,\n", each(median_of(3, [&] { return alone(2000000 * k, 1); }), 2000000 * k));
+    std::printf("  \"alone, 16 B, by 256, ns\": %.1f,\n", each(median_of(3, [&] { return alone(2560000 * k, 256); }), 2560000 * k));
     for (const uint64_t capacity : {uint64_t{64}, uint64_t{1024}}) {
         std::printf("  \"16 B records, capacity %d, singly, ns\": %.1f,\n", static_cast<int>(capacity),
-                    each(best_of(3, [&] { return stream(16, capacity, ef::shared_records, 2000000 * k, 1); }), 2000000 * k));
+                    each(median_of(3, [&] { return stream(16, capacity, ef::shared_records, 2000000 * k, 1); }), 2000000 * k));
         std::printf("  \"1 KiB messages, capacity %d, singly, ns\": %.1f,\n", static_cast<int>(capacity),
-                    each(best_of(3, [&] { return stream(1024, capacity, ef::shared_bytes, 1000000 * k, 1); }), 1000000 * k));
+                    each(median_of(3, [&] { return stream(1024, capacity, ef::shared_bytes, 1000000 * k, 1); }), 1000000 * k));
         std::printf("  \"16 B records, capacity %d, by 256, ns\": %.1f,\n", static_cast<int>(capacity),
-                    each(best_of(3, [&] { return stream(16, capacity, ef::shared_records, 8000000 * k, 256); }), 8000000 * k));
+                    each(median_of(3, [&] { return stream(16, capacity, ef::shared_records, 8000000 * k, 256); }), 8000000 * k));
         std::printf("  \"1 KiB records, capacity %d, by 256, ns\": %.1f,\n", static_cast<int>(capacity),
-                    each(best_of(3, [&] { return stream(1024, capacity, ef::shared_records, 1000000 * k, 256); }), 1000000 * k));
+                    each(median_of(3, [&] { return stream(1024, capacity, ef::shared_records, 1000000 * k, 256); }), 1000000 * k));
     }
-    std::printf("  \"1 MiB in place, GB/s\": %.2f,\n", 1.048576e-3 * 2000 / best_of(3, [&] { return in_place(1 << 20, 16, 2000); }));
-    std::printf("  \"1 MiB memcpy, GB/s\": %.2f,\n", 1.048576e-3 * 2000 / best_of(3, [&] { return copy(1 << 20, 2000); }));
-    std::printf("  \"round trip, us\": %.2f\n}\n", 1e6 * best_of(3, [&] { return round_trip(20000 * k); }));
+    std::printf("  \"1 MiB in place, GB/s\": %.2f,\n", 1.048576e-3 * 2000 / median_of(3, [&] { return in_place(1 << 20, 16, 2000); }));
+    std::printf("  \"1 MiB memcpy, GB/s\": %.2f,\n", 1.048576e-3 * 2000 / median_of(3, [&] { return copy(1 << 20, 2000); }));
+    std::printf("  \"round trip, us\": %.2f,\n", 1e6 * median_of(3, [&] { return round_trip(20000 * k, true); }));
+    std::printf("  \"round trip, both asleep, us\": %.2f,\n", 1e6 * median_of(5, [&] { return round_trip(20000 * k, false); }));
+    std::printf("  \"bare futex round trip, us\": %.2f\n}\n", 1e6 * median_of(5, [&] { return bare_round_trip(20000 * k); }));
 }

@@ -42,7 +42,7 @@ struct Queue {
         Taken t = ring().look_for_room(1, false);
         if (!t.count) return t;
         uint32_t slot;
-        if (!ring().claim(me, 1, &slot, false)) return {Took::busy, 0};
+        if (!ring().claim(me, 1, &slot, false)) return {Took::some, 0};  // every slot is in somebody's hands
         slots[slot]($) = value;
         model::step();
         t = ring().publish(me, &slot, 1, false);
