@@ -395,13 +395,26 @@ def test_arrays(benchmark: Any, contender: Any, name: str) -> None:
 # ---- waiting -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["any CPU", "one CPU"])
+def cpus(request: pytest.FixtureRequest) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """Where the processes run. On one CPU nobody spins: each hand-over is a sleep and a wake-up."""
+    before = os.sched_getaffinity(0)
+    first = min(before)
+    if request.param == "one CPU":
+        os.sched_setaffinity(0, {first})
+    yield request.param, (first, first) if request.param == "one CPU" else None
+    os.sched_setaffinity(0, before)
+
+
 @pytest.mark.parametrize("name", [OURS, f"{OURS}, records", "multiprocessing.Queue", "Pipe, bytes"])
-def test_blocked_round_trip(benchmark: Any, contender: Any, name: str) -> None:
+def test_blocked_round_trip(
+    benchmark: Any, contender: Any, name: str, cpus: tuple[str, tuple[int, int] | None]
+) -> None:
     """Two processes that wait for each other; the limit is a bare futex handed back and forth, measured before."""
-    benchmark.group = "SharedQueue blocked round trip, two processes"
+    benchmark.group = f"SharedQueue blocked round trip, two processes, {cpus[0]}"
     trips = 2000
     bare = {}
-    if benchmark.enabled and (measured := futex.round_trips()):
+    if benchmark.enabled and (measured := futex.round_trips(cpus=cpus[1])):
         bare["bare_futex_us"] = measured["processes"] * 1e6
     value: Any = b"x" * 16
     if name == OURS:

@@ -104,10 +104,18 @@ public:
     // In a forked child, before anything else there: the parent's reservations and views are the parent's. False: the
     // child is no participant, and everything returns EDGEFAST_DETACHED.
     bool after_fork_in_child(SharedFailure* failure) {
-        *failure = {};
         if (!segment_.joined()) return true;
+        return inherit(failure) && rejoin(failure);
+    }
+    // The same in two steps, the second when the child first uses the queue, if ever.
+    bool inherit(SharedFailure* failure) {
+        *failure = {};
         recovering_.store(false, std::memory_order_relaxed);
-        return segment_.renew(failure) && join(failure);
+        return segment_.renew(failure);
+    }
+    bool rejoin(SharedFailure* failure) {
+        *failure = {};
+        return join(failure);
     }
 
     // In a forked child that will not use it: without this call the parent's death goes unnoticed as long as the child lives.
@@ -117,21 +125,31 @@ public:
 
     // n records of itemsize bytes each, one behind the other; of `lengths[i]` bytes each in a queue of byte messages, or
     // of itemsize if lengths is null. Returns how many were accepted.
-    int64_t put(const void* records, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
-        return put_all(n, deadline, status, [&](uint64_t slot, int64_t i) {
-            const uint64_t itemsize = config().itemsize;
-            const uint64_t bytes = lengths && lengths[i] < itemsize ? lengths[i] : itemsize;
-            write(slot, static_cast<const char*>(records) + static_cast<uint64_t>(i) * itemsize, bytes);
+    int64_t put(const void* records_, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
+        const uint64_t itemsize = config().itemsize;
+        const char* from = static_cast<const char*>(records_);
+        if (!records())
+            return put_each_by(n, deadline, status, [&](uint64_t slot, int64_t i) {
+                const uint64_t bytes = lengths && lengths[i] < itemsize ? lengths[i] : itemsize;
+                write(slot, from + static_cast<uint64_t>(i) * itemsize, bytes);
+            });
+        return put_all(n, deadline, status, [&](const uint32_t* slots, int64_t count, int64_t first) {
+            // Neighbours in one copy.
+            for (int64_t i = 0, run; i < count; i += run) {
+                run = 1;
+                while (i + run < count && slots[i + run] == slots[i] + static_cast<uint64_t>(run)) ++run;
+                std::memcpy(segment_.payload(slots[i]), from + static_cast<uint64_t>(first + i) * itemsize, static_cast<uint64_t>(run) * itemsize);
+            }
         });
     }
     // One message; length <= itemsize.
     int64_t put_bytes(const void* data, size_t length, int64_t deadline, int* status) {
         const uint64_t bytes = length < config().itemsize ? length : config().itemsize;
-        return put_all(1, deadline, status, [&](uint64_t slot, int64_t) { write(slot, static_cast<const char*>(data), bytes); });
+        return put_each_by(1, deadline, status, [&](uint64_t slot, int64_t) { write(slot, static_cast<const char*>(data), bytes); });
     }
     // n messages at `data[i]`, of lengths[i] <= itemsize bytes.
     int64_t put_each(const void* const* data, const uint32_t* lengths, int64_t n, int64_t deadline, int* status) {
-        return put_all(n, deadline, status, [&](uint64_t slot, int64_t i) {
+        return put_each_by(n, deadline, status, [&](uint64_t slot, int64_t i) {
             const uint64_t bytes = lengths[i] < config().itemsize ? lengths[i] : config().itemsize;
             write(slot, static_cast<const char*>(data[i]), bytes);
         });
@@ -144,7 +162,7 @@ public:
         size_t length;
     };
     int64_t put_parts(const Part* parts, const int64_t* ends, int64_t begin, int64_t n, int64_t deadline, int* status) {
-        return put_all(n - begin, deadline, status, [&](uint64_t slot, int64_t i) {
+        return put_each_by(n - begin, deadline, status, [&](uint64_t slot, int64_t i) {
             uint64_t at = 0;
             for (int64_t p = begin + i == 0 ? 0 : ends[begin + i - 1]; p < ends[begin + i]; ++p) {
                 const uint64_t left = config().itemsize - at, bytes = parts[p].length < left ? parts[p].length : left;
@@ -459,7 +477,13 @@ private:
     }
 
     template <class Write>
-    int64_t put_all(int64_t n, int64_t deadline, int* status, Write write_one) {
+    int64_t put_each_by(int64_t n, int64_t deadline, int* status, Write write_one) {
+        return put_all(n, deadline, status, [&](const uint32_t* slots, int64_t count, int64_t first) {
+            for (int64_t i = 0; i < count; ++i) write_one(slots[i], first + i);
+        });
+    }
+    template <class Write>
+    int64_t put_all(int64_t n, int64_t deadline, int* status, Write write_some) {
         *status = EDGEFAST_OK;
         int64_t done = 0;
         if (latest() && n > 1) {
@@ -482,7 +506,7 @@ private:
                 if (done == skipped) return 0;
                 break;
             }
-            for (int64_t i = 0; i < count; ++i) write_one(slots[i], done + i);
+            write_some(slots, count, done);
             EDGEFAST_CRASH_POINT("put.written");
             const Taken t = publish(slots, count, past_gate, status);
             for (int64_t i = t.count; i < count; ++i) ring_.give_back(segment_.me(), slots[i]);

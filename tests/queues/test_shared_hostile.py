@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import mmap
 import os
 import random
@@ -260,3 +261,28 @@ def test_no_room_in_shared_memory_is_an_error_at_once(shared: Make) -> None:
     with pytest.raises(OSError) as caught:
         shared(1000, itemsize=min(2**32 - 1, whole.f_blocks * whole.f_frsize // 1000 + 4096))
     assert not isinstance(caught.value, (FileExistsError, FileNotFoundError))
+
+
+# ---- format --------------------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden" / "shared-1.bin.gz"
+
+
+def write_golden() -> None:
+    """The segment of a queue whose creator died: made once for each version of the layout, never again."""
+    with SharedQueue.create(3, dtype="<i4", shape=2, max_participants=2, high_watermark=3) as q:
+        q.put_many([[1, 2], [3, 4], [5, 6]])
+        assert q.get().tolist() == [1, 2]
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_bytes(gzip.compress(path_of(q.name).read_bytes(), mtime=0))
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="a segment has the byte order of its machine")
+def test_golden_segment(planted: Callable[[bytes], str]) -> None:
+    with SharedQueue.attach(planted(gzip.decompress(GOLDEN.read_bytes())), dtype="<i4", shape=2) as q:
+        assert (q.maxsize, q.watermarks, q.max_participants, q.policy) == (3, (3, 0), 2, "block")
+        assert not q.writable
+        assert q.recover().dead == 1
+        assert q.drain().tolist() == [[3, 4], [5, 6]]
+        s = q.statistics()
+        assert (s.put_count, s.get_count, s.high_events, s.participants) == (3, 3, 1, 1)

@@ -134,6 +134,34 @@ with SharedQueue.create(2, itemsize=8) as q, SharedQueue.create(2, itemsize=8) a
     assert done.returncode == 0
 
 
+def test_a_forked_child_takes_part_when_it_first_uses_a_queue() -> None:
+    code = """
+import os, sys
+from edgefast.queues import SharedQueue
+with SharedQueue.create(4, itemsize=8, max_participants=3) as q, SharedQueue.create(1, itemsize=8) as other:
+    for i in range(3):
+        there, back = os.pipe()
+        child = os.fork()
+        if child == 0:
+            if os.fork() == 0:  # a grandchild, whose parent never used the queue
+                os.write(back, b"%d" % sum(p.alive for p in other.participants()))
+                q.put(b"%d" % i)
+                assert q.get(timeout=60)
+                q.close()
+                assert q.closed
+                os._exit(0)
+            os._exit(0 if os.wait()[1] == 0 and not q.closed else 1)
+        assert os.read(there, 1) == b"2"
+        assert os.waitpid(child, 0)[1] == 0
+    q.recover()
+    other.recover()
+    assert [p.pid for p in q.participants()] == [p.pid for p in other.participants()] == [os.getpid()]
+    assert q.empty()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60)
+    assert done.returncode == 0
+
+
 def test_nothing_is_left_in_shared_memory_and_no_tracker_complains() -> None:
     code = """
 import multiprocessing, threading
@@ -205,7 +233,7 @@ def test_a_forked_child_does_not_keep_its_parent_alive(shared: Make) -> None:
     with process("fork", shared_workers.create_and_fork, answers) as parent:
         name = answers.get(timeout=60).decode()
         with edgefast.queues.SharedQueue.attach(name) as q:
-            until(lambda: len(q.participants()) == 3)
+            until(lambda: len(q.participants()) == 3)  # the child polls is_shutdown
             parent.kill()
             parent.join()
             assert q.get(timeout=60) == b"held"

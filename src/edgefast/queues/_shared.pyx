@@ -116,7 +116,8 @@ cdef extern from "queues/shared_queue.hpp" namespace "ef" nogil:
         int descriptor()
         void close()
         void stop_waiting()
-        bint after_fork_in_child(SharedFailure *failure)
+        bint inherit(SharedFailure *failure)
+        bint rejoin(SharedFailure *failure)
         int64_t put(const void *records, const uint32_t *lengths, int64_t n, int64_t deadline, int *status)
         int64_t put_parts(const Part *parts, const int64_t *ends, int64_t begin, int64_t n, int64_t deadline, int *status)
         int64_t put_each(const void **data, const uint32_t *lengths, int64_t n, int64_t deadline, int *status)
@@ -266,6 +267,7 @@ cdef class SharedCore:
     cdef int64_t item
     cdef int64_t capacity
     cdef int kind
+    cdef bint inherited  # from the process that forked this one, and not used since
     cdef bint refuses  # what it does not take at once, it does not wait for
     cdef bint drops
 
@@ -365,21 +367,30 @@ cdef class SharedCore:
 
     cdef int enter(self) except -1:
         if not self.calls.enter():
-            fail(EDGEFAST_DETACHED)
+            self._check_open()
+            self.calls.enter()
         return 0
 
     def _check_open(self):
-        """ValueError when the handle is closed."""
-        if self.calls.closing:
+        """ValueError when the handle is closed; in a forked child the first use, which makes it a participant."""
+        cdef SharedFailure failure
+        if not self.calls.closing:
+            return
+        if not self.inherited:
             fail(EDGEFAST_DETACHED)
+        if not self.core.rejoin(&failure):
+            refuse(&failure, "of the parent process")
+        self.inherited = False
+        self.calls.closing = False
 
     @property
     def closed(self):
         """Whether close() was called on this handle."""
-        return bool(self.calls.closing)
+        return bool(self.calls.closing) and not self.inherited
 
     def _close(self):
         if self.calls.closing:
+            self.inherited = False
             return
         if self.blocks > 0:
             raise BufferError(f"close: expected no open reserve() or view() block, got {self.blocks}")
@@ -394,11 +405,12 @@ cdef class SharedCore:
         cdef SharedFailure failure
         self.era += 1
         self.blocks = 0
-        if self.calls.closing:
-            return
         self.calls.number = 0
-        if not self.core.after_fork_in_child(&failure):
-            self.calls.closing = True
+        if self.calls.closing and not self.inherited:
+            return
+        # As if closed until the child uses it: most children use few of the queues they inherit.
+        self.calls.closing = True
+        self.inherited = self.core.inherit(&failure)
 
     # ---- copies in -------------------------------------------------------------------------------------------------
 
