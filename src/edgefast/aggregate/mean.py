@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,17 +88,7 @@ def weighted_mean(
     """
     _policy.check_options(accumulate, ints, nonfinite)
     threads = backends.num_threads(num_threads)
-    if (
-        isinstance(updates, (Mapping, str, bytes))
-        or not hasattr(updates, "__len__")
-        or not hasattr(updates, "__getitem__")
-    ):
-        raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
-    if getattr(updates, "ndim", None) == 0:
-        raise TypeError("updates: expected a sequence of updates, got a 0-d array")
-    count = len(updates)
-    if count == 0:
-        raise ValueError("updates: expected at least one update, got none")
+    count = _policy.count_of(updates)
     if accumulate == "reproducible" and count > _policy.MOST_UPDATES:
         raise ValueError(
             f"updates: expected at most {_policy.MOST_UPDATES} with accumulate='reproducible', got {count}"
