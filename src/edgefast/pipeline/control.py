@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 
 # A queue grows by at most this factor a step, the first while it is shorter than _FEWEST_ITEMS.
 _FASTEST_START, _FASTEST_GROWTH = 3.0, 2.0
-# So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
-_FEWEST_ITEMS = 8
+# So many items show what a short limit does, and so many times the limit what a longer one does.
+_FEWEST_ITEMS, _ITEMS_A_LIMIT = 8, 4
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
 _MOST_PATIENCE = 64
 # Share of a window in which workers had to be at work for a rate to be more than noise.
@@ -354,9 +354,8 @@ class Controller:
         wanted = limit.astype(np.float64)
         grown = shrunk = np.zeros(len(limit), bool)
         if grow is not None and standing is not None:
-            enough = (self._since_change.time >= 0.99 * self.period) | (
-                self._served >= np.maximum(_FEWEST_ITEMS, limit)
-            )
+            # One stall lasts for a few queues' worth of items: what it cost is not what the stage loses on average.
+            enough = self._served >= np.where(limit < _FEWEST_ITEMS, _FEWEST_ITEMS, _ITEMS_A_LIMIT * limit)
             grown = (grow > 1) & enough & (limit < ceiling)
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
