@@ -674,10 +674,18 @@ private:
         Taken t = attempt();
         if (t.outcome != Took::none) return t;
         if (deadline < 0) return look_if_due() ? attempt() : nothing;
-        for (int i = 0; i < spins_; ++i) {
+        // Before it sleeps, as long as that pays: with the other side on the same CPU, or away for long, it never does.
+        const int credit = peek(spin_credit_);
+        const bool spins = spins_ > 0 && (credit > 0 || probes_.fetch_add(1, std::memory_order_relaxed) % kProbeEvery == 0);
+        for (int i = 1; spins && i <= spins_; ++i) {
             pause();
-            if (i % 8 == 7 && (t = attempt()).outcome != Took::none) return t;
+            // Not more often: who takes each record as it comes exchanges its cache lines with the producer each time.
+            if (i % kLookEvery == 0 && (t = attempt()).outcome != Took::none) {
+                if (credit < kMostCredit) spin_credit_.store(credit + 2, std::memory_order_relaxed);
+                return t;
+            }
         }
+        if (spins && credit > 0) spin_credit_.store(credit - 1, std::memory_order_relaxed);
         std::atomic<int64_t>& sleepers = &event == &segment_.control().items ? entry().waiting_get : entry().waiting_put;
         for (bool counted = false;;) {
             const int64_t now = now_ns();
@@ -775,6 +783,8 @@ private:
 
     // About what a sleep and a wake-up cost: the other side is often at its next record by then.
     static constexpr int kSpins = 400;
+    static constexpr int kLookEvery = 24, kMostCredit = 8;
+    static constexpr uint32_t kProbeEvery = 64;  // waits: how often one that sleeps at once finds out whether to
     // From this size on the slot freed last is taken first: it is still in the cache.
     static constexpr uint64_t kBigSlot = 65536;
 
@@ -784,6 +794,8 @@ private:
     std::atomic<int64_t> looked_{0};
     std::atomic<bool> recovering_{false}, leaving_{false};
     int spins_ = 0;
+    std::atomic<int> spin_credit_{kMostCredit};
+    std::atomic<uint32_t> probes_{0};
 };
 
 }  // namespace ef
