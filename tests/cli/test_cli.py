@@ -91,7 +91,8 @@ def test_options_reach_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     status, text, _ = call(capsys, "run", "--json", *(x for k, v in options.items() for x in (f"--{k}", v)))
     assert status == 0
     found = json.loads(text)
-    assert found["config"] == {k.replace("-", "_"): v for k, v in options.items()} | {"processes": False, "engine": "local"}
+    given = {k.replace("-", "_"): v for k, v in options.items()}
+    assert found["config"] == given | {"processes": False, "engine": "local"}
     assert found["backend"] == {"name": "numpy", "simd": None, "threads": 1}
 
 

@@ -123,6 +123,7 @@ class ProcessWorker(ThreadWorker):
             Stop: it cannot be.
             Over: the stage was stopped meanwhile.
         """
+        how = "was not started"
         for _ in range(_STARTS):
             try:
                 self._launch()

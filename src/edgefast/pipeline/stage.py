@@ -12,6 +12,7 @@ from edgefast.queues._checks import check_choice, integer, seconds
 __all__ = ["Backend", "Stage"]
 
 Backend = Literal["thread", "asyncio", "process"]
+OnError = Literal["stop", "skip"] | Callable[[Any, Exception], object]
 Kind = Literal["plain", "generator", "coroutine", "async generator"]
 
 
@@ -78,7 +79,7 @@ class Stage:
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
         max_age: float | None = None,
-        on_error: Literal["stop", "skip"] | Callable[[Any, Exception], object] = "stop",
+        on_error: OnError = "stop",
         retries: int = 0,
         backoff: float = 0.1,
         max_backoff: float = 30.0,
@@ -118,11 +119,11 @@ class Stage:
             raise TypeError(f"sizer: expected a callable or None, got {type(sizer).__name__}")
         self.sizer: Callable[[Any], int] | None = sizer
         self.max_age: float | None = max_age if max_age is None else seconds(max_age, "max_age")
-        if isinstance(on_error, str):
+        if not callable(on_error):
+            if not isinstance(on_error, str):
+                raise TypeError(f'on_error: expected "stop", "skip" or a callable, got {type(on_error).__name__}')
             check_choice(on_error, "on_error", ("stop", "skip"))
-        elif not callable(on_error):
-            raise TypeError(f'on_error: expected "stop", "skip" or a callable, got {type(on_error).__name__}')
-        self.on_error: Literal["stop", "skip"] | Callable[[Any, Exception], object] = on_error
+        self.on_error: OnError = on_error
         self.retries: int = integer(retries, "retries", low=0, high=1 << 30)
         self.backoff: float = seconds(backoff, "backoff")
         self.max_backoff: float = seconds(max_backoff, "max_backoff")
