@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc src -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test pure engine lint types bench bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
+.PHONY: help build run test pure engine lint types bench attacks bench-smoke cpp aarch64 asan tsan model soak wheel docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ $(VENV)/.built: $(SOURCES) $(VENV)/.build-deps
 	@touch $@
 
 $(VENV)/.test-deps: pyproject.toml | $(VENV)/.built
-	$(PIP) install --group test 'numba>=0.60' 'ml-dtypes>=0.4' 'safetensors>=0.4'
+	$(PIP) install --group test 'numba>=0.60' 'ml-dtypes>=0.4' 'safetensors>=0.4' 'cryptography>=42' 'dp-accounting>=0.4.4'
 	@touch $@
 
 $(VENV)/.lint-deps: pyproject.toml | $(VENV)/.created
@@ -64,6 +64,9 @@ bench: $(VENV)/.built $(VENV)/.test-deps $(VENV)/.bench-deps ## all benchmarks a
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(PY) -m pytest bench --benchmark-only --passes 3 --benchmark-json=bench-results/raw.json --benchmark-columns=median -q $(ARGS)
 	$(PY) bench/report.py bench-results/raw.json bench-results
 
+attacks: $(VENV)/.built ## accuracy of every robust rule under every attack, into docs/attacks.md and bench-results/
+	$(PY) bench/aggregate/attacks.py --page docs/attacks.md --json bench-results/attacks.json $(ARGS)
+
 bench-smoke: $(VENV)/.built $(VENV)/.test-deps ## every benchmark once, answers checked, nothing timed
 	$(PY) -m pytest bench --benchmark-disable -q $(ARGS)
 
@@ -77,7 +80,8 @@ engine: $(VENV)/.created ## tests against Flower, byzfl and torch, in an environ
 	$(PYTHON) -m venv --clear .venv-engine
 	.venv-engine/bin/python -m pip --disable-pip-version-check -q install 'pip>=25.1'
 	EDGEFAST_REQUIRE_EXTENSIONS=1 .venv-engine/bin/python -m pip --disable-pip-version-check -q install '.[sklearn]' --group test --group engine 'ml-dtypes>=0.4' 'safetensors>=0.4'
-	FLWR_TELEMETRY_ENABLED=0 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch -k "peers or torch" $(ARGS)
+	FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 .venv-engine/bin/python -m pytest tests/aggregate tests/sketch \
+	  tests/integrations tests/test_docs.py -k "peers or torch or flower" $(ARGS)
 
 cpp: ## C++ unit tests of the lock-free parts
 	$(MAKE) -j2 -C csrc/tests unit

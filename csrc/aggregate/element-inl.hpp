@@ -53,17 +53,7 @@ struct Element<double> {
 
 template <>
 struct Element<float> {
-    typedef float small __attribute__((vector_size(sizeof(float) * kLanes)));
-    // Intrinsics where GCC 12 would split the conversion into halves and put them together again.
-    EF_INLINE V read(const float* p) {
-#if defined(EF_TARGET_AVX512)
-        return (V)_mm512_cvtps_pd((__m256)load_as<small>(p));
-#elif defined(EF_TARGET_AVX2)
-        return (V)_mm256_cvtps_pd((__m128)load_as<small>(p));
-#else
-        return __builtin_convertvector(load_as<small>(p), V);
-#endif
-    }
+    EF_INLINE V read(const float* p) { return to_doubles(load_as<vf32_half>(p)); }
     EF_INLINE double read_one(const float* p) {
         float v;
         __builtin_memcpy(&v, p, sizeof(v));
@@ -73,15 +63,7 @@ struct Element<float> {
         const float v = static_cast<float>(mean);
         __builtin_memcpy(p, &v, sizeof(v));
     }
-    EF_INLINE void write(float* p, V mean) {
-#if defined(EF_TARGET_AVX512)
-        store_as(p, (small)_mm512_cvtpd_ps((__m512d)mean));
-#elif defined(EF_TARGET_AVX2)
-        store_as(p, (small)_mm256_cvtpd_ps((__m256d)mean));
-#else
-        store_as(p, __builtin_convertvector(mean, small));
-#endif
-    }
+    EF_INLINE void write(float* p, V mean) { store_as(p, to_floats(mean)); }
 };
 
 template <>
@@ -209,16 +191,25 @@ EF_INLINE bool any(Mask mask) {
     return all != 0;
 }
 
-// Past the caches, for outputs that do not fit them: no line is read only to be overwritten. p is 16-byte aligned.
+// Past the caches, for outputs that do not fit them: no line is read only to be overwritten. p is aligned to Piece bytes.
 #if defined(EF_TARGET_AVX2)
 constexpr bool kCanStream = true;
+template <int Piece>
 EF_INLINE void stream(char* p, const void* from, int bytes) {
-    for (int b = 0; b < bytes; b += 16)
-        _mm_stream_si128(reinterpret_cast<__m128i*>(p + b), load_as<__m128i>(static_cast<const char*>(from) + b));
+    const char* const source = static_cast<const char*>(from);
+#pragma GCC unroll 8
+    for (int b = 0; b < bytes; b += Piece) {
+#if defined(EF_TARGET_AVX512)
+        if constexpr (Piece == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p + b), load_as<__m512i>(source + b));
+#endif
+        if constexpr (Piece == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p + b), load_as<__m256i>(source + b));
+        if constexpr (Piece == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(p + b), load_as<__m128i>(source + b));
+    }
 }
 EF_INLINE void stream_done() { _mm_sfence(); }
 #else
 constexpr bool kCanStream = false;
+template <int Piece>
 EF_INLINE void stream(char*, const void*, int) {}
 EF_INLINE void stream_done() {}
 #endif
@@ -288,19 +279,21 @@ EF_INLINE V maximum(V a, V b) {
 
 // ---- walking a model -------------------------------------------------------------------------------------------
 
-// Coordinates of all tensors, laid end to end, in chunks; body(tensor, offset, n) gets runs of at most kTile.
+// Coordinates of all tensors, laid end to end, in chunks; body(tensor, offset, n) gets runs of at most `tile`.
 constexpr int64_t kChunk = 1 << 16;
 constexpr int64_t kTile = 4096;
 
 template <class Body>
-static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, int threads, Body& body) {
+static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, int threads, Body& body,
+                 int64_t tile = kTile) {
     int64_t total = 0;
     for (int64_t t = 0; t < tensors; ++t) total += specs[t].size;
     struct Job {
         const ef::TensorSpec* specs;
         int64_t tensors;
         Body& body;
-    } job = {specs, tensors, body};
+        int64_t tile;
+    } job = {specs, tensors, body, tile};
     const int useful = ef::threads_for(total * clients, int64_t(1) << 18, threads);
     ef::parallel_for(
         (total + kChunk - 1) / kChunk, useful,
@@ -313,8 +306,8 @@ static void walk(const ef::TensorSpec* specs, int64_t tensors, int64_t clients, 
                 int64_t n = j.specs[t].size - begin;
                 if (n > left) n = left;
                 left -= n;
-                for (int64_t o = begin; o < begin + n; o += kTile)
-                    j.body(t, o, begin + n - o < kTile ? begin + n - o : kTile);
+                for (int64_t o = begin; o < begin + n; o += j.tile)
+                    j.body(t, o, begin + n - o < j.tile ? begin + n - o : j.tile);
             }
             stream_done();
         },

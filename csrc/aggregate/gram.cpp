@@ -75,25 +75,61 @@ bool sum_chunks(const TensorSpec* specs, int64_t tensors, int64_t width, int thr
     return true;
 }
 
-// Coordinates [offset, offset + n) of every update as doubles, minus center where there is one, the row padded with
-// zeros to a multiple of 8.
-void widen(Isa isa, const void* const* inputs, int64_t clients, int64_t tensors, int64_t t, DType dtype, int64_t offset,
-           int64_t n, const double* center, double* rows) {
+// Coordinates [offset, offset + n) of an update as doubles, padded with zeros to a multiple of 8.
+void widen(Isa isa, const void* input, DType dtype, int64_t offset, int64_t n, double* row) {
+    const void* const x = static_cast<const char*>(input) + offset * item_size(dtype);
+    if (n == kSegment && dtype == DType::f32) return gram_kernels(isa).widen_f32(x, row);
+    std::memset(row + n, 0, static_cast<size_t>((n + 7) / 8 * 8 - n) * sizeof(double));
     const TensorSpec spec = {dtype, n};
-    const GramKernels& kernels = gram_kernels(isa);
+    constexpr double kOne = 1.0;
+    void* const sums = row;
+    mean_kernels(isa).add(&x, &kOne, 1, &spec, 1, false, true, &sums, 1);
+}
+
+// The types whose Gram matrix is formed from differences in binary32.
+bool differs_in_single(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+
+// Whether half_differences sees to what comes next itself.
+bool fetches(const OrderJob& median, int64_t t, int64_t n) {
+    return median.specs[t].dtype == DType::f32 && n == kSegment && median.clients <= kOrderStreams;
+}
+
+// Rows of halved differences to the coordinate-wise median in binary32, padded with zeros to a multiple of 8.
+void half_differences(Isa isa, const OrderJob& median, int64_t t, int64_t offset, int64_t n, char* scratch, float* rows) {
+    const DType dtype = median.specs[t].dtype;
+    const void* const* const inputs = median.inputs + t;
     const int64_t n8 = (n + 7) / 8 * 8;
-    for (int64_t k = 0; k < clients; ++k) {
-        double* const row = rows + k * kSegment;
-        const void* const x = static_cast<const char*>(inputs[k * tensors + t]) + offset * item_size(dtype);
-        if (n == kSegment && dtype == DType::f32) {
-            kernels.widen_f32(x, center, row);
-            continue;
+    if (fetches(median, t, n)) {
+        const char* x[kOrderStreams];
+        for (int64_t k = 0; k < median.clients; ++k)
+            x[k] = static_cast<const char*>(inputs[k * median.tensors]) + offset * item_size(dtype);
+        order_kernels(isa).half_differences(x, median.clients, rows);
+        return;
+    }
+    double center[kSegment], wide[kSegment];
+    float half_center[kSegment], single[kSegment];
+    order_kernels(isa).tile(median, t, offset, n, scratch, center);
+    for (int64_t i = 0; i < n; ++i) half_center[i] = static_cast<float>(center[i] * 0.5);
+    for (int64_t k = 0; k < median.clients; ++k) {
+        const void* x = static_cast<const char*>(inputs[k * median.tensors]) + offset * item_size(dtype);
+        if (dtype != DType::f32) {
+            widen(isa, inputs[k * median.tensors], dtype, offset, n, wide);
+            for (int64_t i = 0; i < n; ++i) single[i] = static_cast<float>(wide[i]);
+            x = single;
         }
-        std::memset(row + n, 0, static_cast<size_t>(n8 - n) * sizeof(double));
-        constexpr double kOne = 1.0;
-        void* const sums = row;
-        mean_kernels(isa).add(&x, &kOne, 1, &spec, 1, false, true, &sums, 1);
-        if (center) kernels.subtract(row, center, n8);
+        float* const row = rows + k * kSegment;
+        gram_kernels(isa).half_difference(x, half_center, n, row);
+        for (int64_t i = n; i < n8; ++i) row[i] = 0;
+    }
+}
+
+void differences(Isa isa, const OrderJob& median, int64_t t, int64_t offset, int64_t n, char* scratch, double* rows) {
+    alignas(64) double center[kSegment] = {};
+    order_kernels(isa).tile(median, t, offset, n, scratch, center);
+    for (int64_t k = 0; k < median.clients; ++k) {
+        double* const row = rows + k * kSegment;
+        widen(isa, median.inputs[k * median.tensors + t], median.specs[t].dtype, offset, n, row);
+        gram_kernels(isa).subtract(row, center, (n + 7) / 8 * 8);
     }
 }
 
@@ -104,7 +140,6 @@ const GramKernels& gram_kernels(Isa isa) noexcept { return *kTables[static_cast<
 bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const TensorSpec* specs, int64_t tensors,
                double* distances, double* products, int threads) noexcept {
     const GramKernels& kernels = gram_kernels(isa);
-    const OrderKernels& orders = order_kernels(isa);
     const int64_t square = clients * clients;
     const int64_t width = square * ((distances ? 1 : 0) + (products ? 1 : 0));
     const int useful = threads_for(total_size(specs, tensors) * clients * (clients + 8), int64_t(1) << 20, threads);
@@ -129,17 +164,26 @@ bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const Tensor
                 for (int64_t k = 0; after > 0 && k < clients; ++k)
                     next[k] = static_cast<const char*>(inputs[k * tensors + p.tensor]) + (o + n) * item;
                 if (distances) {
-                    widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, nullptr, rows);
-                    kernels.pairs(rows, clients, n8, partial, nullptr, after > 0 ? next : nullptr, after * item);
+                    for (int64_t k = 0; k < clients; ++k)
+                        widen(isa, inputs[k * tensors + p.tensor], dtype, o, n, rows + k * kSegment);
+                    kernels.distances(rows, clients, n8, partial, after > 0 ? next : nullptr, after * item);
                 }
                 if (products) {
-                    alignas(64) double center[kSegment] = {};
-                    orders.tile(median, p.tensor, o, n, rest, center);
-                    widen(isa, inputs, clients, tensors, p.tensor, dtype, o, n, center, rows);
-                    kernels.pairs(rows, clients, n8, nullptr, partial + (distances ? square : 0),
-                                  after > 0 && !distances ? next : nullptr, after * item);
+                    double* const sums = partial + (distances ? square : 0);
+                    const char* const* const fetched =
+                        after > 0 && !distances && !fetches(median, p.tensor, n) ? next : nullptr;
+                    if (differs_in_single(dtype)) {
+                        float* const singles = reinterpret_cast<float*>(rows);
+                        half_differences(isa, median, p.tensor, o, n, rest, singles);
+                        kernels.products_f32(singles, clients, n8, sums, fetched, after * item);
+                    } else {
+                        differences(isa, median, p.tensor, o, n, rest, rows);
+                        kernels.products(rows, clients, n8, sums, fetched, after * item);
+                    }
                 }
             }
+            if (products && differs_in_single(specs[p.tensor].dtype))
+                for (int64_t i = width - square; i < width; ++i) partial[i] *= 4;
         });
     }
     for (int which = 0; fine && which < 2; ++which) {
@@ -169,9 +213,10 @@ bool square_norms(Isa isa, const void* const* inputs, int64_t clients, const voi
         const DType dtype = specs[p.tensor].dtype;
         for (int64_t o = p.begin; o < p.end; o += kSegment) {
             const int64_t n = p.end - o < kSegment ? p.end - o : kSegment, n8 = (n + 7) / 8 * 8;
-            if (center) widen(isa, center, 1, tensors, p.tensor, dtype, o, n, nullptr, middle);
+            if (center) widen(isa, center[p.tensor], dtype, o, n, middle);
             for (int64_t k = 0; k < clients; ++k) {
-                widen(isa, inputs + k * tensors, 1, tensors, p.tensor, dtype, o, n, center ? middle : nullptr, row);
+                widen(isa, inputs[k * tensors + p.tensor], dtype, o, n, row);
+                if (center) kernels.subtract(row, middle, n8);
                 kernels.squares(row, n8, partial + k);
             }
         }

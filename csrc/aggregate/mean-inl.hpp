@@ -84,26 +84,24 @@ struct Single : SingleRead<T> {
 constexpr int kBlock = 16;  // clients read side by side: as many streams as the prefetchers follow
 constexpr int64_t kStreamBytes = int64_t(4) << 20;  // outputs from here on go past the caches
 
-// Fetching by hand, for Intel's prefetchers, which let go of streams that lie a multiple of the page size apart: into the
-// second level, because such lines would evict each other from the first. AMD's follow 16 streams better undisturbed
-// (Zen 5: 99 % of the read bandwidth without, 80 % with).
+// Fetching by hand. Intel's prefetchers let go of streams that lie a multiple of the page size apart: far ahead, into the
+// second level, because such lines would evict each other from the first. Zen 5's follow 16 streams, and lose an eighth
+// of the bandwidth to that; a touch of the next step is enough there.
 constexpr int64_t kAhead = 1024;
+constexpr bool kTouchNext = kCanStream;
+// Bytes of every client at a time. Zen 5 reads 43 GB/s with 256, 38 with 128, 36 with 1024; AVX2 has registers for 128.
+constexpr int kStepBytes = EF_VECTOR_BYTES == 64 ? 256 : 128;
 
-// sums[0, n) (or 0 when First) + w_c x_c over `count` clients; into sums, or divided and rounded into out when Last.
-template <class R, bool First, bool Last, class T>
-static typename R::Mask block(const T* const* x, const double* w, int count, int64_t n, typename R::Sum* sums,
-                              double total, T* out, bool streaming, bool ahead) {
+// As block, for coordinates [i, n) in steps of kVectors vectors; returns where the last step ended.
+template <class R, bool First, bool Last, int kVectors, class T>
+EF_INLINE int64_t steps(const T* const* x, const double* w, int count, int64_t i, int64_t n, typename R::Sum* sums,
+                        double total, T* out, bool streaming, bool ahead, typename R::Mask* bad) {
     typedef typename R::Vec Vec;
     typedef typename R::Sum Sum;
-    typename R::Mask bad = {};
+    constexpr int kStep = kVectors * R::lanes, kBytes = kStep * static_cast<int>(sizeof(T));
     const Sum divisor = static_cast<Sum>(total);
-    int64_t i = 0;
-    // Two lines of every client at a time: enough registers to hide the latency of the chain of additions, and the
-    // fastest of 64, 128 and 256 bytes. Without unrolling the sums would be memory.
-    constexpr int kLines = 128 / static_cast<int>(sizeof(T) * R::lanes);
-    constexpr int kVectors = kLines < 2 ? 2 : kLines > 8 ? 8 : kLines;
-    constexpr int kStep = kVectors * R::lanes;
     for (; i + kStep <= n; i += kStep) {
+        // Without unrolling the sums would be memory.
         Vec sum[kVectors] = {};
         if (!First) {
 #pragma GCC unroll 8
@@ -112,9 +110,16 @@ static typename R::Mask block(const T* const* x, const double* w, int count, int
         const auto step = [&](int c) __attribute__((always_inline)) {
             const T* p = x[c] + i;
             const Vec weight = broadcast<Vec>(static_cast<Sum>(w[c]));
-            if (ahead) {
-                __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
-                __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + 64, 0, 2);
+            if (kVectors > 1) {
+                if (ahead) {
+#pragma GCC unroll 4
+                    for (int b = 0; b < kBytes; b += 64)
+                        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + b, 0, 2);
+                } else if (kTouchNext) {
+#pragma GCC unroll 4
+                    for (int b = 0; b < kBytes; b += 64)
+                        __builtin_prefetch(reinterpret_cast<const char*>(p) + kBytes + b, 0, 3);
+                }
             }
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
@@ -131,25 +136,40 @@ static typename R::Mask block(const T* const* x, const double* w, int count, int
         }
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
-            bad |= R::not_finite(sum[v]);
+            *bad |= R::not_finite(sum[v]);
             sum[v] /= divisor;
         }
-        if (streaming) {
+        if (kVectors > 1 && streaming) {
             T rounded[kStep];
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) R::write(rounded + v * R::lanes, sum[v]);
-            stream(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
+            constexpr int kWritten = R::lanes * static_cast<int>(sizeof(T));
+            stream<kWritten < 16 ? 16 : kWritten>(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
         } else {
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) R::write(out + i + v * R::lanes, sum[v]);
         }
     }
+    return i;
+}
+
+// sums[0, n) (or 0 when First) + w_c x_c over `count` clients; into sums, or divided and rounded into out when Last.
+// Streaming: out begins a cache line.
+template <class R, bool First, bool Last, class T>
+static typename R::Mask block(const T* const* x, const double* w, int count, int64_t n, typename R::Sum* sums,
+                              double total, T* out, bool streaming, bool ahead) {
+    typedef typename R::Sum Sum;
+    typename R::Mask bad = {};
+    constexpr int kLines = kStepBytes / static_cast<int>(sizeof(T) * R::lanes);
+    constexpr int kVectors = kLines < 2 ? 2 : kLines > 8 ? 8 : kLines;
+    int64_t i = steps<R, First, Last, kVectors, T>(x, w, count, 0, n, sums, total, out, streaming, ahead, &bad);
+    i = steps<R, First, Last, 1, T>(x, w, count, i, n, sums, total, out, false, ahead, &bad);
     for (; i < n; ++i) {
         Sum a = First ? 0 : sums[i];
         for (int c = 0; c < count; ++c) a += R::read_one(x[c] + i) * static_cast<Sum>(w[c]);
         if (Last) {
             if (R::not_finite_one(a)) bad[0] = -1;
-            R::write_one(out + i, a / divisor);
+            R::write_one(out + i, a / static_cast<Sum>(total));
         } else {
             sums[i] = a;
         }
@@ -160,10 +180,23 @@ static typename R::Mask block(const T* const* x, const double* w, int count, int
 template <class R, class T>
 static bool mean_tile(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
                       int64_t offset, int64_t n, bool large, bool ahead, void* output) {
-    typename R::Sum sums[kTile];
-    T* out = static_cast<T*>(output) + offset;
+    typename R::Sum sums[kTile];  // for more than kBlock clients; only then n <= kTile
     typename R::Mask bad = {};
-    const bool streaming = kCanStream && large && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+    T* out = static_cast<T*>(output) + offset;
+    const auto past_line = reinterpret_cast<uintptr_t>(out) % 64;
+    const bool streaming = kCanStream && large && past_line % sizeof(T) == 0;
+    if (streaming && past_line) {
+        // To a line of the output. Large arrays tend to lie alike, so this saves loads across lines too.
+        const int64_t head = static_cast<int64_t>((64 - past_line) / sizeof(T));
+        if (head < n) {
+            const bool found =
+                mean_tile<R, T>(inputs, weights, clients, stride, total, offset, head, false, ahead, output);
+            if (found) bad[0] = -1;
+            offset += head;
+            n -= head;
+            out += head;
+        }
+    }
     for (int64_t k = 0; k < clients; k += kBlock) {
         const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
         const T* x[kBlock];
@@ -246,7 +279,7 @@ static bool mean(const void* const* inputs, const double* weights, int64_t clien
     for (int64_t t = 0; t < tensors; ++t) elements += specs[t].size;
     const bool large = elements * int64_t{4} >= kStreamBytes;
     MeanBody body = {inputs, weights, clients, total, specs, tensors, single, large, ef::prefers_prefetch(), outputs, false};
-    walk(specs, tensors, clients, threads, body);
+    walk(specs, tensors, clients, threads, body, clients <= kBlock ? kChunk : kTile);
     return body.bad;
 }
 

@@ -281,7 +281,7 @@ struct Apply {
     }
 };
 
-constexpr int kRegisters = 16;
+constexpr int kRegisters = ef::kOrderStreams;
 constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each stream
 
 template <class VV>
@@ -398,6 +398,45 @@ constexpr bool kInRegisters =
 #else
     Image<T>::is_float && sizeof(T) < 8;
 #endif
+
+template <int K>
+static void half_differences_of(const char* const* from, float* rows) {
+    const char* x[K];
+    for (int k = 0; k < K; ++k) x[k] = from[k];
+    for (int64_t i = 0; i < ef::kSegment; i += kLanesF32) {
+        vi32 v[K];
+#pragma GCC unroll 16
+        for (int k = 0; k < K; ++k) {
+            __builtin_prefetch(x[k] + (i + ef::kSegment) * 4, 0, 2);
+            v[k] = flip_negative(load_as<vi32>(x[k] + i * 4));
+        }
+        Apply<K, 0>::run(v);
+        const vi32 low = flip_negative(v[(K - 1) / 2]), high = flip_negative(v[K / 2]);
+        vf32_half lows[2], highs[2];
+        __builtin_memcpy(lows, &low, sizeof(low));
+        __builtin_memcpy(highs, &high, sizeof(high));
+        for (int part = 0; part < 2; ++part) {
+            const V a = to_doubles(lows[part]);
+            lows[part] = to_floats(K % 2 ? a * 0.5 : (a + to_doubles(highs[part])) * 0.25);
+        }
+        vf32 h;
+        __builtin_memcpy(&h, lows, sizeof(h));
+#pragma GCC unroll 16
+        for (int k = 0; k < K; ++k) store_as(rows + k * ef::kSegment + i, load_as<vf32>(x[k] + i * 4) * 0.5f - h);
+    }
+}
+
+template <int K>
+static void half_differences_some(const char* const* x, int64_t clients, float* rows) {
+    if constexpr (K > 1) {
+        if (clients < K) return half_differences_some<K - 1>(x, clients, rows);
+    }
+    half_differences_of<K>(x, rows);
+}
+
+static void half_differences(const char* const* x, int64_t clients, float* rows) noexcept {
+    half_differences_some<kRegisters>(x, clients, rows);
+}
 
 // ---- any number of clients: columns staged in the second level, sorted one by one -------------------------------------
 
@@ -618,7 +657,7 @@ static void push(const void* row, bool from_images, ef::DType dtype, void* low, 
 
 }  // namespace order
 
-static const ef::OrderKernels kOrder = {order::tile, order::tile_f32, order::push};
+static const ef::OrderKernels kOrder = {order::tile, order::tile_f32, order::half_differences, order::push};
 static const ef::OrderKernels* const kOrderTable = &kOrder;
 
 }  // namespace EF_ISA

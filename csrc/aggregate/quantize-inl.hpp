@@ -441,7 +441,7 @@ static bool finish_tile(const double* sums, double total, int64_t n, T* out, boo
             bad |= ((VI)sum & exponent) == exponent;
             Element<T>::write(streaming ? rounded + v * kLanes : out + i + v * kLanes, sum / total);
         }
-        if (streaming) stream(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
+        if (streaming) stream<16>(reinterpret_cast<char*>(out + i), rounded, sizeof(rounded));
     }
     for (; i < n; ++i) {
         if (!(__builtin_fabs(sums[i]) <= 1.7976931348623157e308)) bad[0] = -1;

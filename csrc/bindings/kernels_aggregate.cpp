@@ -282,6 +282,44 @@ py::array npy_empty(const py::bytes& header, const std::vector<py::ssize_t>& sha
     return py::array(dtype, shape, data + length, whole);
 }
 
+// The values of .npy messages as read-only arrays in place, where each is an object whose `stype` is "numpy.ndarray" and
+// whose `data` is a bytes object that starts with the model's header and has the model's length; None where one is not.
+// A federated round brings tens of thousands of them, so nothing is parsed: headers are compared.
+py::object npy_views(const py::list& messages, const py::list& headers, const py::list& model) {
+    if (messages.size() != model.size() || headers.size() != model.size())
+        throw py::value_error("expected as many messages and headers as the model has arrays");
+    static PyObject* const stype = PyUnicode_InternFromString("stype");
+    static PyObject* const name = PyUnicode_InternFromString("data");
+    if (stype == nullptr || name == nullptr) throw py::error_already_set();
+    py::list views(model.size());
+    for (size_t t = 0; t < model.size(); ++t) {
+        const auto at = static_cast<Py_ssize_t>(t);
+        PyObject* const message = PyList_GET_ITEM(messages.ptr(), at);
+        PyObject* const header = PyList_GET_ITEM(headers.ptr(), at);
+        const auto* m = proxy(PyList_GET_ITEM(model.ptr(), at));
+        if (!PyBytes_Check(header)) throw py::type_error("expected a list of bytes");
+        const auto kind = py::reinterpret_steal<py::object>(PyObject_GetAttr(message, stype));
+        const auto data = py::reinterpret_steal<py::object>(kind ? PyObject_GetAttr(message, name) : nullptr);
+        if (!kind || !data) {
+            if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+            PyErr_Clear();
+            return py::none();
+        }
+        const auto array = py::reinterpret_borrow<py::array>(PyList_GET_ITEM(model.ptr(), at));
+        const Py_ssize_t begin = PyBytes_GET_SIZE(header);
+        if (!PyUnicode_Check(kind.ptr()) || PyUnicode_CompareWithASCIIString(kind.ptr(), "numpy.ndarray") != 0 ||
+            !PyBytes_CheckExact(data.ptr()) ||
+            PyBytes_GET_SIZE(data.ptr()) != begin + static_cast<Py_ssize_t>(size_of(m)) * array.itemsize() ||
+            std::memcmp(PyBytes_AS_STRING(data.ptr()), PyBytes_AS_STRING(header), static_cast<size_t>(begin)) != 0)
+            return py::none();
+        py::array view(array.dtype(), std::vector<py::ssize_t>(m->dimensions, m->dimensions + m->nd),
+                       PyBytes_AS_STRING(data.ptr()) + begin, data);
+        py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+        views[t] = std::move(view);
+    }
+    return views;
+}
+
 // Index of the first array that is not a C-contiguous numpy array of the model's dtype and shape, or -1.
 int64_t first_mismatch(const Kernels&, const py::list& arrays, const py::list& model) {
     if (arrays.size() != model.size()) throw py::value_error("expected as many arrays as the model has");
@@ -340,6 +378,7 @@ std::vector<void*> model_targets(const py::list& arrays, const std::vector<Tenso
 
 void register_aggregate(py::module_& module, KernelsClass& kernels) {
     module.def("npy_empty", &npy_empty);
+    module.def("npy_views", &npy_views);
     kernels.def("weighted_mean", &weighted_mean);
     kernels.def("add_weighted", &add_weighted);
     kernels.def("finish_mean", &finish_mean);

@@ -162,6 +162,26 @@ EF_INLINE vf64 multiply_add_exact(vf64 a, vf64 b, vf64 c) {
 #endif
 }
 
+// Intrinsics where GCC 12 would split the conversion into halves and put them together again.
+EF_INLINE vf64 to_doubles(vf32_half v) {
+#if defined(EF_TARGET_AVX512)
+    return (vf64)_mm512_cvtps_pd((__m256)v);
+#elif defined(EF_TARGET_AVX2)
+    return (vf64)_mm256_cvtps_pd((__m128)v);
+#else
+    return __builtin_convertvector(v, vf64);
+#endif
+}
+EF_INLINE vf32_half to_floats(vf64 v) {
+#if defined(EF_TARGET_AVX512)
+    return (vf32_half)_mm512_cvtpd_ps((__m512d)v);
+#elif defined(EF_TARGET_AVX2)
+    return (vf32_half)_mm256_cvtpd_ps((__m256d)v);
+#else
+    return __builtin_convertvector(v, vf32_half);
+#endif
+}
+
 template <class V, class T>
 EF_INLINE V broadcast(T x) {
     return x - V{};  // x - 0 is x, signed zeros and NaN included

@@ -338,7 +338,7 @@ for _ in range(200):
     [
         (b"", "expected at least 40 bytes, got 0"),
         (b"x" * 60, "expected bytes that start with b'EFMA'"),
-        (b"EFMA\x03" + b"\0" * 60, "expected version 1 or 2, got version 3"),
+        (b"EFMA\x04" + b"\0" * 60, "expected version 1, 2 or 3, got version 4"),
         (sealed(META, b"\0" * 16)[:-1] + b"\xff", "the checksum does not match"),
         (sealed(META, b"\0" * 8), "fewer bytes than the tensors need"),
         (sealed(META, b"\0" * 24), "8 bytes too many"),

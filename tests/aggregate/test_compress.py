@@ -400,6 +400,34 @@ def test_float64_beyond_float32() -> None:
         Quantizer("int8").encode(np.array([1e300]))
 
 
+def test_error_feedback_goes_on_elsewhere() -> None:
+    u = {"w": normals(500), "n": {"h": normals(80, np.float16), "d": normals(30, np.float64)}, "steps": np.array(3)}
+    quantizer = Quantizer("int4")
+    feedback = ErrorFeedback(quantizer, nonce=3)
+    assert feedback.residual() == {}
+    for _ in range(3):
+        feedback.encode(u)
+    kept = {k: e.copy() for k, e in feedback.residual().items()}
+    assert {k: e.dtype for k, e in kept.items()} == {"w": np.float32, "n.h": np.float32, "n.d": np.float64}
+    other = ErrorFeedback(quantizer, nonce=6)
+    other.load_residual(kept, u)
+    for _ in range(3):
+        assert other.encode(u) == feedback.encode(u)
+    for bad, error in (
+        ({"w": kept["w"]}, StructureMismatch),
+        ({**kept, "steps": kept["w"]}, StructureMismatch),
+        ({**kept, "w": kept["w"][:-1]}, ShapeMismatch),
+        ({**kept, "w": kept["w"].astype(np.float64)}, DtypeMismatch),
+    ):
+        before = other.residual()
+        with pytest.raises(error, match="residual"):
+            other.load_residual(bad, u)
+        assert all(np.array_equal(e, other.residual()[k]) for k, e in before.items())
+    array = ErrorFeedback(quantizer)
+    array.encode(normals(10))
+    assert list(array.residual()) == [""]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -254,6 +256,58 @@ def test_messages_are_read_in_place_and_written_once(backend: str) -> None:
             assert str(array.dtype) == message.dtype == str(np.asarray(expected[key]).dtype)
             np.testing.assert_allclose(array.astype(float), np.asarray(expected[key], float), rtol=1e-3)
     assert [{k: v.data for k, v in u.items()} for u in updates] == kept
+
+
+def test_messages_of_any_header_and_order(backend: str) -> None:
+    """Those that look like the template's are taken by comparison, all others by parsing: same result."""
+    models = [{"w": np.arange(6, dtype=np.float32).reshape(2, 3) + k, "n": np.array(k)} for k in range(4)]
+    expected = weighted_mean(models)
+    updates: list[Any] = [{k: Array.of(v) for k, v in m.items()} for m in models]
+    updates[1] = dict(reversed(updates[1].items()))
+    fortran = io.BytesIO()
+    np.save(fortran, np.asfortranarray(models[2]["w"]))
+    updates[2]["w"] = Array("float32", (2, 3), "numpy.ndarray", fortran.getvalue())
+    second = io.BytesIO()
+    np.lib.format.write_array(second, models[3]["w"], version=(2, 0))
+    updates[3] = MappingProxyType({**updates[3], "w": Array("float32", (2, 3), "numpy.ndarray", second.getvalue())})
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        found = weighted_mean([updates[i] for i in order])
+        for key, value in expected.items():
+            assert np.array_equal(_npy.array_in(found[key].data), value)
+    mixed = weighted_mean([updates[0], models[1], updates[2], models[3]])
+    assert np.array_equal(_npy.array_in(mixed["w"].data), expected["w"])
+
+
+def test_views_of_messages() -> None:
+    model = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 2)), np.array(5)]
+    headers = [_npy.header(a.dtype, a.shape) for a in model]
+    for a in model:
+        file = io.BytesIO()
+        np.save(file, a)
+        assert _npy.encode(a) == file.getvalue()
+    found = _npy.views([Array.of(a) for a in model], headers, model)
+    if found is None:
+        pytest.skip("needs the native extension")
+    for view, a in zip(found, model, strict=True):
+        assert np.array_equal(view, a)
+        assert view.dtype == a.dtype
+        assert not view.flags.writeable
+    good = Array.of(model[0])
+    others: list[Any] = [
+        Array("float32", (2, 3), "other", good.data),
+        Array("float32", (2, 3), "numpy.ndarray", good.data[:-1]),
+        Array("float32", (2, 3), "numpy.ndarray", good.data + b"x"),
+        Array("float32", (2, 3), "numpy.ndarray", b""),
+        Array("float32", (3, 2), "numpy.ndarray", _npy.encode(model[0].reshape(3, 2))),
+        Array("float32", (2, 3), "numpy.ndarray", bytearray(good.data)),  # type: ignore[arg-type]
+        Array("float32", (2, 3), 7, good.data),  # type: ignore[arg-type]
+        model[0],
+        None,
+    ]
+    for other in others:
+        assert _npy.views([other], headers[:1], model[:1]) is None
+    with pytest.raises(ValueError, match="as many messages"):
+        _npy.views([good], headers, model)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_options_reach_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     status, text, _ = call(capsys, "run", "--json", *(x for k, v in options.items() for x in (f"--{k}", v)))
     assert status == 0
     found = json.loads(text)
-    assert found["config"] == {k.replace("-", "_"): v for k, v in options.items()} | {"processes": False}
+    given = {k.replace("-", "_"): v for k, v in options.items()}
+    assert found["config"] == given | {"processes": False, "engine": "local"}
     assert found["backend"] == {"name": "numpy", "simd": None, "threads": 1}
 
 
@@ -196,3 +198,20 @@ def test_ctrl_c_ends_with_a_partial_report(tmp_path: Path, moment: str) -> None:
         assert f"interrupted after {len(metrics['rounds'])} of 1000000 rounds" in error
         assert "accuracy" in text
         ef.load_model(out)
+
+
+def test_flower_missing_or_old_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    status, out, err = call(capsys, "run", "--engine", "flower", "--json")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == ("edgefast run: error: --engine flower needs Flower; pip install 'edgefast[flower]'")
+    monkeypatch.setitem(sys.modules, "flwr", types.SimpleNamespace(__version__="1.22.0"))
+    status, out, err = call(capsys, "run", "--engine", "flower", "--json")
+    assert (status, out) == (2, "")
+    assert "needs Flower 1.41 or later, this is 1.22.0" in err
+
+
+def test_flower_and_processes_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "run", "--engine", "flower", "--processes")
+    assert status == 2
+    assert "processes: expected False with engine='flower'" in err

@@ -319,3 +319,30 @@ def test_threads_never_change_bits(backend: str) -> None:
         cs = CountSketch(120_000, 997, num_threads=threads).update(x)
         results.add(cs.to_bytes() + cs.estimate().tobytes())
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_from_table_goes_on_where_the_counters_are(dtype: Any) -> None:
+    x = vector(50, dtype)
+    whole = CountSketch(50, 30, 3, seed=4, dtype=dtype).update(x)
+    again = CountSketch.from_table(whole.table, 50, seed=4)
+    assert again.table.tobytes() == whole.table.tobytes()
+    assert (again.seed, again.dtype, again.n_seen) == (4, whole.dtype, 0)
+    assert (again.top_k(5)[0] == whole.top_k(5)[0]).all()
+    again.update(x)
+    np.testing.assert_allclose(again.table, 2 * whole.table, rtol=1e-5, atol=1e-2)
+    assert (whole.table == CountSketch(50, 30, 3, seed=4, dtype=dtype).update(x).table).all()
+    assert CountSketch.from_bytes(again.to_bytes()) == again
+
+
+def test_from_table_bad_input() -> None:
+    for bad in ([[1.0]], np.zeros(3, np.float32), np.zeros((2, 2), np.float16)):
+        with pytest.raises(TypeError, match=r"table: expected a \(depth, width\) array"):
+            CountSketch.from_table(bad, 9)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="table: expected finite"):
+        CountSketch.from_table(np.array([[np.inf]]), 9)
+    with pytest.raises(ValueError, match="magnitudes below"):
+        CountSketch.from_table(np.array([[-(2**63)]]), 9)
+    full = CountSketch.from_table(np.array([[2**63 - 1]]), 9)
+    with pytest.raises(SketchOverflowError):
+        full.update(np.array([1]), indices=np.array([0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgefast.aggregate._info import RuleInfo
+from edgefast.aggregate.accounting import dp_epsilon, dp_noise_multiplier, gaussian_noise_multiplier
 from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.asynchronous import FedBuff, fedprox_gradient, gossip, metropolis_mixing
 from edgefast.aggregate.average import average_checkpoints
@@ -13,12 +14,18 @@ from edgefast.aggregate.errors import (
     DtypeMismatch,
     IntegerRange,
     NonFiniteUpdate,
+    ProtocolError,
+    SecureAggregationError,
     ShapeMismatch,
     StructureMismatch,
+    TamperedMessage,
+    TooFewSurvivors,
     TooFewUpdates,
+    UnequalWeights,
     UpdateError,
     ZeroWeightError,
 )
+from edgefast.aggregate.fetchsgd import FetchSGD
 from edgefast.aggregate.geometry import (
     bucketing,
     centered_clip,
@@ -31,10 +38,14 @@ from edgefast.aggregate.gram import GramAccumulator
 from edgefast.aggregate.mean import weighted_mean
 from edgefast.aggregate.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
 from edgefast.aggregate.order import meamed, median, trimmed_mean
+from edgefast.aggregate.privacy import AdaptiveClipper, GaussianMechanism
+from edgefast.aggregate.secure import SecureAggregator, SecureClient
+from edgefast.aggregate.secure_messages import SecureMessage
 from edgefast.aggregate.selection import bulyan, krum, krum_scores, multi_krum, pairwise_sq_distances
 from edgefast.aggregate.trimmed import TrimmedMeanAccumulator
 
 __all__ = [
+    "AdaptiveClipper",
     "DtypeMismatch",
     "Encoded",
     "ErrorFeedback",
@@ -44,17 +55,27 @@ __all__ = [
     "FedAvgM",
     "FedBuff",
     "FedYogi",
+    "FetchSGD",
+    "GaussianMechanism",
     "GramAccumulator",
     "IntegerRange",
     "MeanAccumulator",
     "NonFiniteUpdate",
+    "ProtocolError",
     "Quantizer",
     "RuleInfo",
+    "SecureAggregationError",
+    "SecureAggregator",
+    "SecureClient",
+    "SecureMessage",
     "ServerOptimizer",
     "ShapeMismatch",
     "StructureMismatch",
+    "TamperedMessage",
+    "TooFewSurvivors",
     "TooFewUpdates",
     "TrimmedMeanAccumulator",
+    "UnequalWeights",
     "UpdateError",
     "ZeroWeightError",
     "average_checkpoints",
@@ -62,7 +83,10 @@ __all__ = [
     "bulyan",
     "centered_clip",
     "clip_by_global_norm",
+    "dp_epsilon",
+    "dp_noise_multiplier",
     "fedprox_gradient",
+    "gaussian_noise_multiplier",
     "geometric_median",
     "gossip",
     "krum",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -80,17 +80,7 @@ class Batch:
         _policy.check_choice(nonfinite, "nonfinite", policies)
         self.threads = backends.num_threads(num_threads)
         self.rule, self.ints, self.nonfinite = rule, ints, nonfinite
-        if (
-            isinstance(updates, (Mapping, str, bytes))
-            or not hasattr(updates, "__len__")
-            or not hasattr(updates, "__getitem__")
-        ):
-            raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
-        if getattr(updates, "ndim", None) == 0:
-            raise TypeError("updates: expected a sequence of updates, got a 0-d array")
-        if len(updates) == 0:
-            raise ValueError("updates: expected at least one update, got none")
-        self.count = len(updates)
+        self.count = _policy.count_of(updates)
         if self.count > MOST_UPDATES:
             raise ValueError(f"updates: expected at most {MOST_UPDATES}, got {self.count}")
         self.template = Template(updates[0])

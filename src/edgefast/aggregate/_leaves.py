@@ -16,7 +16,7 @@ import numpy as np
 from edgefast.aggregate import _npy
 from edgefast.backends.table import BF16, Array
 
-__all__ = ["LeafError", "Restore", "as_array", "new_array", "restorer", "writable"]
+__all__ = ["LeafError", "Restore", "as_array", "is_message", "new_array", "restorer", "writable"]
 
 #: From a new array to what the caller gets; None for the array itself.
 Restore = Callable[[Array], Any] | None
@@ -36,7 +36,7 @@ def _torch_of(node: Any) -> Any:
     return torch if torch is not None and isinstance(node, getattr(torch, "Tensor", ())) else None
 
 
-def _is_message(node: Any) -> bool:
+def is_message(node: Any) -> bool:
     """Flower's Array: .npy bytes and what they are."""
     return isinstance(getattr(node, "stype", None), str) and isinstance(getattr(node, "data", None), bytes)
 
@@ -58,7 +58,7 @@ def as_array(node: Any) -> Array:
         return _as_brain(node)
     if (torch := _torch_of(node)) is not None:
         return _from_torch(node, torch)
-    if _is_message(node):
+    if is_message(node):
         if node.stype != "numpy.ndarray":
             raise LeafError("an Array of stype 'numpy.ndarray'", f"stype {node.stype!r}")
         try:
@@ -95,7 +95,7 @@ def restorer(node: Any) -> Restore:
         if node.dtype == torch.bfloat16:
             return lambda a: torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy
-    if _is_message(node):
+    if is_message(node):
         kind = type(node)
         return lambda a: kind(dtype=str(a.dtype), shape=a.shape, stype="numpy.ndarray", data=_message(a))
     dtype = getattr(node, "dtype", None)
@@ -119,7 +119,7 @@ def _message(array: Array) -> bytes:
 
 def new_array(node: Any, array: Array) -> Array:
     """An uninitialised array of `array`'s shape and dtype, allocated the way `node`'s restorer likes it."""
-    return _npy.empty(array.shape, array.dtype) if _is_message(node) else np.empty(array.shape, array.dtype)
+    return _npy.empty(array.shape, array.dtype) if is_message(node) else np.empty(array.shape, array.dtype)
 
 
 def writable(node: Any) -> Array | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import math
 import struct
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from edgefast.backends.table import Array
 
-__all__ = ["LONGEST_START", "array_in", "empty", "encode", "header", "layout"]
+__all__ = ["LONGEST_START", "array_in", "empty", "encode", "header", "layout", "views"]
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000
@@ -69,14 +70,11 @@ def array_in(data: bytes | memoryview) -> Array:
 
 @functools.lru_cache(maxsize=4096)
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """A version 1 header, padded so that the values begin at a multiple of 64 bytes."""
-    descr = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    text = repr(descr)
-    padding = -(10 + len(text) + 1) % 64
-    text += " " * padding + "\n"
-    if len(text) > 0xFFFF:
-        raise ValueError(f".npy header of {len(text)} bytes: expected at most 65535")
-    return _MAGIC + b"\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin1")
+    """The version 1 header numpy.save writes for a C-ordered array; the values begin at a multiple of 64 bytes."""
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
 
 
 def encode(array: Array) -> bytes:
@@ -96,3 +94,15 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     from edgefast import _native  # type: ignore[attr-defined]
 
     return _native.npy_empty(header(dtype, shape), shape, dtype)
+
+
+def views(messages: list[Any], headers: list[bytes], model: list[Array]) -> list[Array] | None:
+    """The arrays Flower's Arrays hold, in place, where each has exactly the header given; None where one has not, or
+    where this build cannot. Saves parsing 40 000 headers for 100 clients of 400 tensors."""
+    from edgefast.backends import native
+
+    if native.unavailable is not None:
+        return None
+    from edgefast import _native  # type: ignore[attr-defined]
+
+    return _native.npy_views(messages, headers, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_integers",
     "check_options",
+    "count_of",
     "exact_float",
     "exact_weight",
     "one_weight",
@@ -66,6 +67,22 @@ def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
     if weight and not 2.0**-most <= weight <= 2.0**most:
         raise ValueError(f"{name}: expected 0 or a weight from 2**-{most} to 2**{most}, got {weight}")
     return weight
+
+
+def count_of(updates: Any) -> int:
+    """How many updates there are, in something that has a length and can be indexed."""
+    if (
+        isinstance(updates, (Mapping, str, bytes))
+        or not hasattr(updates, "__len__")
+        or not hasattr(updates, "__getitem__")
+    ):
+        raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
+    if getattr(updates, "ndim", None) == 0:
+        raise TypeError("updates: expected a sequence of updates, got a 0-d array")
+    count = len(updates)
+    if count == 0:
+        raise ValueError("updates: expected at least one update, got none")
+    return count
 
 
 def weights_of(weights: Sequence[float] | Array | None, count: int, accumulate: str = "float64") -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgefast import backends
-from edgefast.aggregate import _leaves
+from edgefast.aggregate import _leaves, _npy
 from edgefast.aggregate._leaves import LeafError, Restore
 from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from edgefast.backends.table import BF16, Array
@@ -52,15 +52,16 @@ class Template:
     With `partial`, dict keys may be missing from an update: flatten then gives None in their place.
     """
 
-    __slots__ = ("_nodes", "arrays", "keys", "partial", "restore", "structure")
+    __slots__ = ("_headers", "_nodes", "arrays", "keys", "partial", "restore", "structure")
 
     def __init__(self, example: Any, *, client: object = 0, partial: bool = False) -> None:
         self.keys: list[str] = []
         self.arrays: list[Array] = []
         self.restore: list[Restore] = []
-        self.partial = partial
+        self.partial: bool = partial
         self._nodes: list[Any] = []
-        self.structure = self._describe(_opened(example), "", client)
+        self._headers: list[bytes] | None = None
+        self.structure: Any = self._describe(_opened(example), "", client)
         # Only leaves that need an allocation of their own kind are kept.
         self._nodes = [n if r is not None else None for n, r in zip(self._nodes, self.restore, strict=True)]
 
@@ -110,11 +111,24 @@ class Template:
             if structure[0] == "dict":
                 if type(update) is dict and (found := collect_values(update, structure[1])) is not None:
                     return found
+                if (found := self._messages(update)) is not None:
+                    return found
             elif type(update) in (list, tuple) and (found := collect_items(update, len(structure[1]))) is not None:
                 return found
         leaves: list[Any] = [None] * len(self.arrays)
         self._walk(structure, update, "", client, leaves)
         return leaves
+
+    def _messages(self, update: Any) -> list[Any] | None:
+        """The arrays of a dict of Flower's Arrays that have the template's .npy headers, keys in the same order."""
+        if not isinstance(update, Mapping) or list(update) != self.structure[1]:
+            return None
+        values = list(update.values())
+        if not values or not _leaves.is_message(values[0]):
+            return None
+        if self._headers is None:
+            self._headers = [_npy.header(a.dtype, a.shape) for a in self.arrays]
+        return _npy.views(values, self._headers, self.arrays)
 
     def _walk(self, structure: Any, node: Any, path: str, client: object, leaves: list[Any]) -> None:
         if isinstance(structure, int):

@@ -7,7 +7,6 @@ import copy
 import json
 import struct
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
@@ -16,7 +15,9 @@ import numpy as np
 from edgefast import backends
 from edgefast.aggregate import _describe, _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
+from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.encoded import Encoded, Packed, add_packed, packed_runs
 from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
 from edgefast.aggregate.mean import nonfinite_error
@@ -24,10 +25,8 @@ from edgefast.backends.table import BF16, Array, binned_folds, holds_single
 
 __all__ = ["MeanAccumulator"]
 
-_MAGIC: Final = b"EFMA"
 # magic, version, length of the JSON part, total weight, count, dropped; then JSON, then the tensors, then the CRC-32.
-_HEADER: Final = struct.Struct("<4sHxxIdQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("accumulator", b"EFMA", (1, 2, 3), struct.Struct("<4sHxxIdQQ"))
 #: Indices of csrc/aggregate/binned.hpp: the highest bin, and the flags of non-finite coordinates.
 _TOP_BIN: Final = 46
 _FLAGS: Final = 253
@@ -43,7 +42,8 @@ class MeanAccumulator:
 
     Args:
         template: an update (see weighted_mean) whose containers, keys, shapes and dtypes every other has to have.
-            Its values only matter to ints="skip". The result's leaves are of the kind of the template's.
+            Its values only matter to ints="skip". The result's leaves are of the kind of the template's. Or an Encoded
+            of kind "countsketch": then updates and result are such sketches, and the state is that of one.
         accumulate: "float64", "float32" or "reproducible", as in weighted_mean.
         ints: what happens to integer and bool tensors, as in weighted_mean; "skip" gives the template's value.
         nonfinite: what an update with NaN or infinity does: "raise" (it is not added), "drop" (it is counted in
@@ -53,7 +53,7 @@ class MeanAccumulator:
 
     Raises:
         DtypeMismatch: the template holds something that cannot be averaged.
-        ValueError: an unknown option, or ints="first" with accumulate="reproducible".
+        ValueError: an unknown option, ints="first" with accumulate="reproducible", or partial sketches.
 
     Examples:
         >>> import numpy as np
@@ -80,6 +80,12 @@ class MeanAccumulator:
         _policy.check_options(accumulate, ints, nonfinite)
         if num_threads is not None:
             backends.num_threads(num_threads)
+        self._sketch: SketchFormat | None = None
+        if isinstance(template, Encoded) and template._sketch is not None:
+            if partial:
+                raise ValueError("partial: expected False with sketches, got True")
+            self._sketch = template._sketch
+            template = template._rows()
         self._template = Template(template, client="template", partial=bool(partial))
         self._accumulate: Accumulate = accumulate
         self._ints: Ints = ints
@@ -207,7 +213,9 @@ class MeanAccumulator:
 
     def _read(self, update: Any, name: object) -> list[Any] | None:
         """The update's arrays after every check; None when it is to be dropped."""
-        if isinstance(update, Encoded):
+        if self._sketch is not None:
+            update = _sketch_rows(update, self._sketch, name)
+        elif isinstance(update, Encoded):
             if self._accumulate == "float64" and not self._template.partial:
                 packed = update._packed(self._template, name)
                 if self._ints == "round":
@@ -362,12 +370,14 @@ class MeanAccumulator:
         """The weighted mean so far, in the template's containers and dtypes; may be called again after more updates.
 
         Args:
-            out: containers of arrays like the template, for the result.
+            out: containers of arrays like the template, for the result; None for a sketch.
 
         Raises:
             ZeroWeightError: nothing has been added; with `partial`, no update had some key.
             StructureMismatch, ShapeMismatch, DtypeMismatch, TypeError, ValueError: out does not fit.
         """
+        if self._sketch is not None and out is not None:
+            raise TypeError("out: expected None, the result being a sketch")
         with self._lock:
             if self._total == 0:
                 raise ZeroWeightError("expected at least one update of weight above 0, got none")
@@ -389,6 +399,8 @@ class MeanAccumulator:
                 np.copyto(targets[t], self._template.arrays[t] if self._ints == "skip" else self._sums[t])
         for source, target in copies:
             np.copyto(target, source)
+        if self._sketch is not None:
+            return Encoded._of_rows(self._sketch, targets)
         return self._template.build(targets) if out is None else out
 
     def _finish(self, total: float, tensors: list[int], targets: list[Array]) -> None:
@@ -429,6 +441,8 @@ class MeanAccumulator:
             "nonfinite": self._nonfinite,
             "accumulate": self._accumulate,
         }
+        if self._sketch is not None:
+            signature["sketch"] = self._sketch.describe()
         return {**signature, "partial": True} if self._template.partial else signature
 
     def copy(self) -> MeanAccumulator:
@@ -495,22 +509,21 @@ class MeanAccumulator:
             # Version 1 where it can say everything: what reads it goes on reading it.
             plain = self._accumulate == "float64" and not self._template.partial
             version = 1 if plain and not any(a.dtype == BF16 for a in self._template.arrays) else 2
-            if version == 2:
+            if self._sketch is not None:
+                version = 3
+            if version >= 2:
                 meta["total"] = _number(self._total)
                 if self._template.partial:
                     meta["totals"], meta["counts"] = [_number(w) for w in self._totals], self._counts
             text = json.dumps(meta, separators=(",", ":")).encode()
-            header = _HEADER.pack(_MAGIC, version, len(text), self.weight, self._count, self._dropped)
-            parts: list[bytes] = [header, text]
+            fields = len(text), self.weight, self._count, self._dropped
+            parts: list[bytes] = [text]
             for t, total in enumerate(self._sums):
                 source = self._template.arrays[t] if self._ints == "skip" and t not in self._averaged else total
                 parts.append(_describe.little(source))
                 if (index := self._index[t]) is not None:
                     parts.append(index.tobytes())
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
-        return b"".join([*parts, _CHECKSUM.pack(crc)])
+        return _FORMAT.seal(version, fields, parts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MeanAccumulator:
@@ -520,28 +533,10 @@ class MeanAccumulator:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or contradict themselves.
         """
+        version, (length, weight, count, dropped), body = _FORMAT.open(data)
+        text, payload = _FORMAT.split(body, length)
         try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"accumulator: expected at least {least} bytes, got {len(raw)}")
-        magic, version, meta_length, weight, count, dropped = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"accumulator: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version not in (1, 2):
-            raise ValueError(f"accumulator: expected version 1 or 2, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
-        if _HEADER.size + meta_length > len(body):
-            raise ValueError(
-                f"accumulator: expected {meta_length} bytes of description, got {len(body) - _HEADER.size}"
-            )
-        payload = body[_HEADER.size + meta_length :]
-        try:
-            meta = json.loads(bytes(body[_HEADER.size : _HEADER.size + meta_length]))
+            meta = json.loads(text)
             return cls._restore(version, meta, payload, weight, count, dropped)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"accumulator: the description does not hold together ({error})") from None
@@ -551,7 +546,8 @@ class MeanAccumulator:
         cls, version: int, meta: Any, payload: memoryview, weight: float, count: int, dropped: int
     ) -> MeanAccumulator:
         partial = version == 2 and "partial" in meta
-        expected = {"structure", "tensors", "ints", "nonfinite", "accumulate"} | ({"total"} if version == 2 else set())
+        expected = {"structure", "tensors", "ints", "nonfinite", "accumulate"}
+        expected |= {2: {"total"}, 3: {"total", "sketch"}}.get(version, set())
         if set(meta) != expected | ({"partial", "totals", "counts"} if partial else set()):
             raise ValueError("unexpected fields")
         if partial and meta["partial"] is not True:
@@ -561,7 +557,7 @@ class MeanAccumulator:
         if version == 1 and accumulate != "float64":
             raise ValueError(f"accumulate {accumulate!r} in version 1")
         total: float | int = weight
-        if version == 2:
+        if version >= 2:
             total = _from_number(meta["total"], accumulate)
         if not (0 <= weight < float("inf")) or (count == 0) != (weight == 0) or (count == 0) != (total == 0):
             raise ValueError(f"weight {weight} of {count} updates")
@@ -610,6 +606,11 @@ class MeanAccumulator:
         example = _describe.example(meta["structure"], blanks, used, 0)
         if used != list(range(len(blanks))):
             raise ValueError("structure and tensors differ")
+        if version == 3:
+            sketch = SketchFormat.restore(meta["sketch"])
+            if [(a.dtype, a.shape) for a in blanks] != sketch.rows() or meta["structure"] != sketch.row_structure():
+                raise ValueError("sketch and tensors differ")
+            example = Encoded._of_rows(sketch, blanks)
         self = cls(example, accumulate=accumulate, ints=ints, nonfinite=meta["nonfinite"], partial=partial)
         chosen = set(self._averaged)
         if ints != "skip":
@@ -627,6 +628,24 @@ class MeanAccumulator:
             ):
                 raise ValueError("weights per tensor")
         return self
+
+
+def _sketch_rows(update: Any, expected: SketchFormat, name: object) -> list[Array]:
+    """Table and integer tensors of a sketch that adds up with others of the format."""
+    if not isinstance(update, Encoded) or update._sketch is None:
+        got = f"an Encoded of kind {update.kind!r}" if isinstance(update, Encoded) else f"a {type(update).__name__}"
+        raise StructureMismatch.of(name, None, "an Encoded of kind 'countsketch'", got)
+    got = update._sketch
+    for field in ("seed", "width", "depth"):
+        if getattr(got, field) != getattr(expected, field):
+            message = f"{field} {getattr(expected, field)}", f"{field} {getattr(got, field)}"
+            raise StructureMismatch.of(name, None, *message)
+    if not got.adds_to(expected):
+        mine, theirs = expected.describe(), got.describe()
+        raise StructureMismatch.of(
+            name, None, f"{mine['structure']} of {mine['tensors']}", f"{theirs['structure']} of {theirs['tensors']}"
+        )
+    return update._rows()
 
 
 def _sum_dtype(dtype: np.dtype[Any], accumulate: str) -> type[np.floating]:

@@ -82,11 +82,15 @@ def average_checkpoints(
         Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models", ICML 2022.
 
     Examples:
+        >>> import tempfile
         >>> import numpy as np
         >>> from edgefast.aggregate import average_checkpoints
-        >>> for k in (1, 3):
-        ...     np.savez(f"client{k}.npz", w=np.full(2, k, np.float32))
-        >>> np.load(average_checkpoints(["client1.npz", "client3.npz"], out="mean.npz"))["w"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = [f"{folder}/client{k}.npz" for k in (1, 3)]
+        ...     for path, k in zip(paths, (1, 3)):
+        ...         np.savez(path, w=np.full(2, k, np.float32))
+        ...     with np.load(average_checkpoints(paths, out=f"{folder}/mean.npz")) as mean:
+        ...         mean["w"]
         array([2., 2.], dtype=float32)
     """
     _policy.check_options(accumulate, ints, nonfinite)

@@ -1,24 +1,28 @@
-"""Quantizer: model updates in 1 to 8 bits a parameter, or their largest entries; ErrorFeedback sends the rest later."""
+"""Quantizer: model updates in 1 to 8 bits a parameter, their largest entries, or a sketch of those; ErrorFeedback sends
+the rest later."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from edgefast import backends
 from edgefast.aggregate import _describe, _policy
+from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import Template
 from edgefast.aggregate.encoded import KINDS, Encoded, code_bytes, is_rotated, scale_count
-from edgefast.aggregate.errors import NonFiniteUpdate
+from edgefast.aggregate.errors import DtypeMismatch, NonFiniteUpdate, ShapeMismatch, StructureMismatch
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.numpy.elements import round_into, widen
 from edgefast.backends.table import Array
+from edgefast.sketch._checks import integer
 
 __all__ = ["ErrorFeedback", "Kind", "Quantizer", "Rounding"]
 
-Kind = Literal["int8", "int4", "eden", "drive", "topk"]
+Kind = Literal["int8", "int4", "eden", "drive", "topk", "countsketch"]
 Rounding = Literal["nearest", "stochastic"]
 _BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -32,12 +36,17 @@ class Quantizer:
     Args:
         kind: "int8" or "int4": integers times one scale a block. "eden": 1 to 4 bits a parameter, randomly rotated
             blocks on Lloyd-Max centroids; "drive" is "eden" with 1 bit. "topk": the largest entries, exact.
+            "countsketch": all float tensors in depth * width float32 counters, which add up; decoding estimates the
+            largest entries (see edgefast.sketch.CountSketch and FetchSGD).
         bits: of "eden", 1 to 4. Others have their own.
         block: coordinates that share a scale, a power of two from 64 to 4096; None for 1024 (integers) or 4096
             (rotated).
         seed: key of the random numbers, 0 to 2**64 - 1.
         rounding: of integers. "nearest", or "stochastic": unbiased, at twice the largest error.
-        fraction: of the entries "topk" keeps (at least one), over all float tensors together, 0 < fraction <= 1.
+        fraction: of the entries "topk" keeps, and decoding "countsketch" gives (at least one), over all float tensors
+            together, 0 < fraction <= 1.
+        width, depth: counters in a row, and rows, of "countsketch", which needs a width. Sketches of one seed, width
+            and depth add up, whatever the nonce.
         num_threads: threads to use; None for the default (see edgefast.using).
 
     Raises:
@@ -46,6 +55,7 @@ class Quantizer:
     References:
         Vargaftik et al., "DRIVE: One-bit distributed mean estimation", NeurIPS 2021; "EDEN: Communication-efficient and
         robust distributed mean estimation for federated learning", ICML 2022. Alistarh et al., "QSGD", NeurIPS 2017.
+        Rothchild et al., "FetchSGD: communication-efficient federated learning with sketching", ICML 2020.
 
     Examples:
         >>> import numpy as np
@@ -67,6 +77,8 @@ class Quantizer:
         seed: int = 0,
         rounding: Rounding = "nearest",
         fraction: float = 0.01,
+        width: int | None = None,
+        depth: int = 5,
         num_threads: int | None = None,
     ) -> None:
         _policy.check_choice(kind, "kind", tuple(KINDS))
@@ -79,17 +91,29 @@ class Quantizer:
             raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction!r}")
         if rounding == "stochastic" and kind not in ("int8", "int4"):
             raise ValueError(f"rounding: expected 'nearest' with kind={kind!r}, got 'stochastic'")
+        if kind == "countsketch":
+            if width is None:
+                raise ValueError("width: expected a number of counters with kind='countsketch', got None")
+            depth = integer(depth, "depth", 1, 255)
+            width = integer(width, "width", 1, (2**31 - 1) // depth)
+        elif width is not None:
+            raise ValueError(f"width: expected None with kind={kind!r}, got {width!r}")
         if num_threads is not None:
             backends.num_threads(num_threads)
         self.kind: Kind = kind
+        self.width: int | None = width
+        self.depth: int = depth
         self.seed: int = _word(seed, "seed")
         self.rounding: Rounding = rounding
         self.fraction: float = float(fraction)
-        self.bits: int = {"int8": 8, "int4": 4, "drive": 1, "eden": bits, "topk": 0}[kind]
-        self.block: int = 0 if kind == "topk" else block or (4096 if is_rotated(kind) else 1024)
+        self.bits: int = {"int8": 8, "int4": 4, "drive": 1, "eden": bits}.get(kind, 0)
+        blocks = kind not in ("topk", "countsketch")
+        self.block: int = (block or (4096 if is_rotated(kind) else 1024)) if blocks else 0
         self._num_threads = num_threads
 
     def __repr__(self) -> str:
+        if self.kind == "countsketch":
+            return f"Quantizer({self.kind!r}, width={self.width}, depth={self.depth}, seed={self.seed})"
         return f"Quantizer({self.kind!r}, bits={self.bits}, block={self.block}, seed={self.seed})"
 
     def encode(self, update: Any, *, nonce: int = 0) -> Encoded:
@@ -102,7 +126,7 @@ class Quantizer:
 
         Raises:
             NonFiniteUpdate: NaN, infinity, or a magnitude the format does not hold: beyond float32, for rotated kinds
-                2**108 and more.
+                2**108 and more, for "countsketch" those whose sums exceed float32.
             DtypeMismatch: something that is no array of a supported dtype.
             TypeError: a dict key is no string.
             ValueError: the nonce is out of range; "topk" of a tensor of 2**32 entries and more.
@@ -111,7 +135,9 @@ class Quantizer:
         template = Template(update, client="update")
         structure, tensors = _describe.shapes(template)
         floats = [t for t, a in enumerate(template.arrays) if _policy.is_float(a)]
-        parts: list[Any] = [None if _policy.is_float(a) else a.copy() for a in template.arrays]
+        parts: list[Any] = [() if _policy.is_float(a) else a.copy() for a in template.arrays]
+        if self.width is not None:
+            return self._sketched(template, floats, nonce, structure, tensors, parts)
         if self.kind == "topk":
             chosen = self._select([template.arrays[t] for t in floats], [template.keys[t] for t in floats])
         else:
@@ -147,6 +173,22 @@ class Quantizer:
                 raise NonFiniteUpdate.of("update", key or None, f"magnitudes below {bound}", most)
             raise nonfinite_error([array], [key], "update")
         return codes, scales
+
+    def _sketched(
+        self, template: Template, floats: list[int], nonce: int, structure: Any, tensors: list[Any], parts: list[Any]
+    ) -> Encoded:
+        arrays, keys = [template.arrays[t] for t in floats], [template.keys[t] for t in floats]
+        if not backends.kernels().all_finite(arrays, backends.num_threads(self._num_threads)):
+            raise nonfinite_error(arrays, keys, "update")
+        total = sum(a.size for a in arrays)
+        count = min(total, max(1, math.ceil(self.fraction * total)))
+        assert self.width is not None
+        sketch = SketchFormat(self.seed, self.width, self.depth, count, structure, tensors)
+        table = sketch.table_of(arrays, self._num_threads)
+        if not np.isfinite(table).all():
+            most = max(float(np.abs(widen(a)).max(initial=0)) for a in arrays)
+            raise NonFiniteUpdate.of("update", None, "magnitudes whose sums a float32 holds", most)
+        return Encoded(self.kind, 0, 0, False, self.seed, nonce, structure, tensors, parts, sketch, table)
 
     def _select(self, arrays: list[Array], keys: list[str]) -> list[tuple[Array, Array]]:
         """Indices and values of the largest entries of all arrays together; of equal ones the first."""
@@ -240,14 +282,58 @@ class ErrorFeedback:
         ]
         self._nonce = (self._nonce + 1) % (1 << 64)
         if self._template is None:
-            blanks = [np.empty(a.shape, a.dtype) for a in arrays]
-            self._template = Template(_describe.example(_describe.plain(template.structure), blanks, [], 0))
+            self._template = _shapes_only(template)
         return encoded
+
+    def residual(self) -> dict[str, Array]:
+        """What is owed, by key of the flat template ("encoder.weight", "[3]"), as arrays that are not to be changed;
+        empty before the first call."""
+        if self._template is None:
+            return {}
+        pairs = zip(self._template.keys, self._residual, strict=True)
+        return {key: e for key, e in pairs if e is not None}
+
+    def load_residual(self, residual: Mapping[str, Array], update: Any) -> None:
+        """Go on where residual() was taken, in another process perhaps. On an error nothing has changed.
+
+        Args:
+            residual: as residual() gave it.
+            update: an update of the structure it belongs to.
+
+        Raises:
+            StructureMismatch, ShapeMismatch, DtypeMismatch: it belongs to an update of another structure.
+        """
+        template = Template(update, client="update")
+        found: list[Array | None] = []
+        for key, a in zip(template.keys, template.arrays, strict=True):
+            if not _policy.is_float(a):
+                found.append(None)
+                continue
+            if key not in residual:
+                raise StructureMismatch.of("residual", key or None, "an array", "none")
+            e = np.asarray(residual[key])
+            wide = np.dtype(np.float64 if a.dtype == np.float64 else np.float32)
+            if e.dtype != wide:
+                raise DtypeMismatch.of("residual", key or None, wide, e.dtype)
+            if e.shape != a.shape:
+                raise ShapeMismatch.of("residual", key or None, f"shape {a.shape}", e.shape)
+            found.append(e.copy())
+        floats = {k for k, e in zip(template.keys, found, strict=True) if e is not None}
+        if extra := set(residual) - floats:
+            raise StructureMismatch.of("residual", None, "the update's float tensors", f"also {sorted(extra)[:5]}")
+        self._residual = found
+        self._template = _shapes_only(template)
 
     def reset(self) -> None:
         """Forget the residual: the next update starts anew, and may have another structure."""
         self._template = None
         self._residual = []
+
+
+def _shapes_only(template: Template) -> Template:
+    """A template of the same structure that keeps nobody's arrays alive."""
+    blanks = [np.empty(a.shape, a.dtype) for a in template.arrays]
+    return Template(_describe.example(_describe.plain(template.structure), blanks, [], 0))
 
 
 def _word(value: object, name: str) -> int:

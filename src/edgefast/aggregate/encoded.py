@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
@@ -12,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefast import backends
-from edgefast.aggregate import _describe
+from edgefast.aggregate import _describe, _sketched
+from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import DTYPES, Template, dtype_name
-from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch
+from edgefast.aggregate._wire import Format
+from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from edgefast.backends.numpy.elements import widen
 from edgefast.backends.table import BF16, Array, QuantInput, QuantSpec
 
 __all__ = ["KINDS", "Encoded", "Packed", "add_packed", "code_bytes", "is_rotated", "packed_runs", "scale_count"]
 
-_MAGIC: Final = b"EFQU"
 # magic, version, kind, bits, block, flags, length of the JSON part, seed, nonce; then JSON, tensors, CRC-32.
-_HEADER: Final = struct.Struct("<4sHBBHHIQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("encoded update", b"EFQU", (1,), struct.Struct("<4sHBBHHIQQ"))
 _COUNT: Final = struct.Struct("<Q")
 _STOCHASTIC: Final = 1
 #: Kinds and their numbers in the wire form.
-KINDS: Final = {"int8": 1, "int4": 2, "drive": 3, "eden": 4, "topk": 5}
+KINDS: Final = {"int8": 1, "int4": 2, "drive": 3, "eden": 4, "topk": 5, "countsketch": 6}
 _MOST_LEVEL: Final = {8: 127.0, 4: 7.0}
 _LARGEST_CENTROID: Final = 2.75
 
@@ -58,13 +57,25 @@ class Encoded:
     It describes itself: kind, seed, shapes and dtypes are part of it, and of its bytes. Equal when its bytes are.
 
     Attributes:
-        kind: "int8", "int4", "drive", "eden" or "topk".
+        kind: "int8", "int4", "drive", "eden", "topk" or "countsketch".
         bits, block: of the format; 0 where it has none.
         seed, nonce: of its random numbers.
         stochastic: whether integers were rounded at random.
     """
 
-    __slots__ = ("_parts", "_structure", "_tensors", "bits", "block", "kind", "nonce", "seed", "stochastic")
+    __slots__ = (
+        "_parts",
+        "_sketch",
+        "_structure",
+        "_table",
+        "_tensors",
+        "bits",
+        "block",
+        "kind",
+        "nonce",
+        "seed",
+        "stochastic",
+    )
 
     def __init__(
         self,
@@ -77,6 +88,8 @@ class Encoded:
         structure: Any,
         tensors: list[tuple[np.dtype[Any], tuple[int, ...]]],
         parts: list[Any],
+        sketch: SketchFormat | None = None,
+        table: Array | None = None,
     ) -> None:
         self.kind: str = kind
         self.bits: int = bits
@@ -86,18 +99,22 @@ class Encoded:
         self.nonce: int = nonce
         self._structure = structure
         self._tensors = tensors
-        # A float tensor is (codes, scales), or (indices, values) of "topk"; any other its array.
+        # A float tensor is (codes, scales), (indices, values) of "topk" or () of "countsketch", where all float tensors
+        # are in one table; any other its array.
         self._parts = parts
+        self._sketch = sketch
+        self._table = table
 
     @property
     def nbytes(self) -> int:
         """Bytes of the compressed tensors; to_bytes adds a description and 36 bytes."""
-        return sum(sum(a.nbytes for a in p) if isinstance(p, tuple) else p.nbytes for p in self._parts)
+        tensors = sum(sum(a.nbytes for a in p) if isinstance(p, tuple) else p.nbytes for p in self._parts)
+        return tensors if self._table is None else tensors + self._table.nbytes
 
     @property
     def size(self) -> int:
-        """Number of parameters. decode allocates this many, which for "topk" has nothing to do with the bytes."""
-        return sum(_size(shape) for _, shape in self._tensors)
+        """Number of parameters. decode allocates this many: for "topk" and "countsketch" the bytes do not bound it."""
+        return sum(_sketched.size_of(shape) for _, shape in self._tensors)
 
     def __repr__(self) -> str:
         return f"<Encoded {self.kind} of {len(self._parts)} tensors, {self.size} parameters: {self.nbytes} bytes>"
@@ -135,11 +152,16 @@ class Encoded:
         return template.build(arrays)
 
     def _decode_into(self, arrays: list[Array], order: list[int], threads: int) -> None:
+        parts = self._parts
+        if self._sketch is not None and self._table is not None:
+            parts = list(parts)
+            for t, (indices, values) in self._sketch.heavy_hitters(self._table, threads).items():
+                parts[t] = (indices, _sketched.rounded(values, self._tensors[t][0]))
         for target, t in zip(arrays, order, strict=True):
-            part = self._parts[t]
+            part = parts[t]
             if not isinstance(part, tuple):
                 np.copyto(target, part)
-            elif self.kind == "topk":
+            elif self.kind in ("topk", "countsketch"):
                 target.fill(np.zeros((), target.dtype)[()])
                 target.reshape(-1)[part[0]] = part[1]
             elif target.size:
@@ -166,7 +188,21 @@ class Encoded:
 
     def _packed(self, template: Template, client: object) -> Packed:
         """The tensors in the order of a template, for add_packed; a mismatch is an error that names the client."""
+        if self._sketch is not None:
+            expected = "an update, or an accumulator whose template is an Encoded of kind 'countsketch'"
+            raise StructureMismatch.of(client, None, expected, "a sketch")
         return Packed(self, self._order(template, client))
+
+    def _rows(self) -> list[Array]:
+        """A sketch as arrays that add up: its table, then the tensors that are not in it."""
+        assert self._table is not None
+        return [self._table, *(p for p in self._parts if not isinstance(p, tuple))]
+
+    @classmethod
+    def _of_rows(cls, sketch: SketchFormat, rows: Sequence[Array]) -> Encoded:
+        others = iter(rows[1:])
+        parts = [() if dtype.kind in "fV" else next(others) for dtype, _ in sketch.tensors]
+        return cls("countsketch", 0, 0, False, sketch.seed, 0, sketch.structure, sketch.tensors, parts, sketch, rows[0])
 
     # ---- wire form ---------------------------------------------------------------------------------------------
 
@@ -176,23 +212,22 @@ class Encoded:
             "structure": self._structure,
             "tensors": [[_describe.code(dtype), list(shape)] for dtype, shape in self._tensors],
         }
+        if self._sketch is not None:
+            meta["sketch"] = self._sketch.numbers()
         text = json.dumps(meta, separators=(",", ":")).encode()
         flags = _STOCHASTIC if self.stochastic else 0
-        pieces: list[bytes] = [
-            _HEADER.pack(_MAGIC, 1, KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce),
-            text,
-        ]
+        fields = KINDS[self.kind], self.bits, self.block, flags, len(text), self.seed, self.nonce
+        pieces: list[bytes] = [text]
+        if self._table is not None:
+            pieces.append(_describe.little(self._table))
         for part in self._parts:
             if not isinstance(part, tuple):
                 pieces.append(_describe.little(part))
-            elif self.kind == "topk":
+            elif part and self.kind == "topk":
                 pieces += [_COUNT.pack(len(part[0])), _describe.little(part[0]), _describe.little(part[1])]
-            else:
+            elif part:
                 pieces += [_describe.little(part[1]), part[0].tobytes()]
-        crc = 0
-        for piece in pieces:
-            crc = zlib.crc32(piece, crc)
-        return b"".join([*pieces, _CHECKSUM.pack(crc)])
+        return _FORMAT.seal(1, fields, pieces)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Encoded:
@@ -202,28 +237,12 @@ class Encoded:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or contradict themselves.
         """
-        try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"encoded update: expected at least {least} bytes, got {len(raw)}")
-        magic, version, number, bits, block, flags, length, seed, nonce = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"encoded update: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != 1:
-            raise ValueError(f"encoded update: expected version 1, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("encoded update: the checksum does not match; the bytes are damaged or truncated")
+        _, (number, bits, block, flags, length, seed, nonce), body = _FORMAT.open(data)
+        text, payload = _FORMAT.split(body, length)
         try:
             kind = {n: k for k, n in KINDS.items()}[number]
             _check_format(kind, bits, block, flags)
-            if _HEADER.size + length > len(body):
-                raise ValueError(f"{length} bytes of description, got {len(body) - _HEADER.size}")
-            meta = json.loads(bytes(body[_HEADER.size : _HEADER.size + length]))
-            return cls._restore(kind, bits, block, flags, seed, nonce, meta, body[_HEADER.size + length :])
+            return cls._restore(kind, bits, block, flags, seed, nonce, json.loads(text), payload)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"encoded update: the description does not hold together ({error})") from None
 
@@ -231,7 +250,7 @@ class Encoded:
     def _restore(
         cls, kind: str, bits: int, block: int, flags: int, seed: int, nonce: int, meta: Any, payload: memoryview
     ) -> Encoded:
-        if set(meta) != {"structure", "tensors"}:
+        if set(meta) != {"structure", "tensors"} | ({"sketch"} if kind == "countsketch" else set()):
             raise ValueError("unexpected fields")
         known = {_describe.code(d): d for d in DTYPES}
         offset = 0
@@ -247,16 +266,23 @@ class Encoded:
 
         tensors: list[tuple[np.dtype[Any], tuple[int, ...]]] = []
         parts: list[Any] = []
+        table: Array | None = None
+        if kind == "countsketch":
+            width, depth, _ = _sketched.check_numbers(meta["sketch"])
+            table = take(np.dtype(np.float32), width * depth).reshape(depth, width)
+            _check_finite(table)
         for name, dimensions in meta["tensors"]:
             dtype, shape = known[name], tuple(dimensions)
             if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
                 raise ValueError(f"shape {dimensions}")
-            size = _size(shape)
+            size = _sketched.size_of(shape)
             if size >= 1 << 48:
                 raise ValueError(f"shape {dimensions}")
             tensors.append((dtype, shape))
             if dtype.kind not in "fV":
                 parts.append(take(dtype, size).reshape(shape))
+            elif kind == "countsketch":
+                parts.append(())
             elif kind == "topk":
                 (count,) = _COUNT.unpack(take(np.dtype(np.uint8), _COUNT.size).tobytes())
                 indices, values = take(np.dtype(np.uint32), count), take(dtype, count)
@@ -276,19 +302,16 @@ class Encoded:
         _describe.example(meta["structure"], parts, used, 0)
         if used != list(range(len(parts))):
             raise ValueError("structure and tensors differ")
-        return cls(kind, bits, block, bool(flags), seed, nonce, meta["structure"], tensors, parts)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+        sketch = None
+        if kind == "countsketch":
+            sketch = SketchFormat(seed, *_sketched.check_numbers(meta["sketch"]), meta["structure"], tensors)
+            sketch.check()
+        return cls(kind, bits, block, bool(flags), seed, nonce, meta["structure"], tensors, parts, sketch, table)
 
 
 def _check_format(kind: str, bits: int, block: int, flags: int) -> None:
-    expected = {"int8": (8,), "int4": (4,), "drive": (1,), "eden": (1, 2, 3, 4), "topk": (0,)}[kind]
-    blocks = (0,) if kind == "topk" else (64, 128, 256, 512, 1024, 2048, 4096)
+    expected = {"int8": (8,), "int4": (4,), "drive": (1,), "eden": (1, 2, 3, 4)}.get(kind, (0,))
+    blocks = (0,) if kind in ("topk", "countsketch") else (64, 128, 256, 512, 1024, 2048, 4096)
     if bits not in expected or block not in blocks or flags & ~(_STOCHASTIC if kind in ("int8", "int4") else 0):
         raise ValueError(f"{kind} of {bits} bits in blocks of {block}, flags {flags}")
 

@@ -8,9 +8,14 @@ __all__ = [
     "DtypeMismatch",
     "IntegerRange",
     "NonFiniteUpdate",
+    "ProtocolError",
+    "SecureAggregationError",
     "ShapeMismatch",
     "StructureMismatch",
+    "TamperedMessage",
+    "TooFewSurvivors",
     "TooFewUpdates",
+    "UnequalWeights",
     "UpdateError",
     "ZeroWeightError",
 ]
@@ -74,3 +79,38 @@ class ZeroWeightError(UpdateError):
 
 class TooFewUpdates(UpdateError):
     """Fewer updates than a robust rule needs for the number of bad ones it is asked to tolerate."""
+
+
+class UnequalWeights(UpdateError):
+    """Weights that differ where the privacy analysis needs equal ones."""
+
+
+class SecureAggregationError(ValueError):
+    """Secure aggregation cannot go on, or refuses to."""
+
+
+class ProtocolError(SecureAggregationError):
+    """A message that is damaged, of another session, repeated, out of turn, or asks for what must not be given."""
+
+
+class TamperedMessage(SecureAggregationError):
+    """A key, share or signature that does not authenticate, or shares that give another secret than was announced."""
+
+
+class TooFewSurvivors(SecureAggregationError):
+    """Fewer clients are left than the threshold of secure aggregation.
+
+    Attributes:
+        step: what they were to do: "advertise", "share", "mask" or "unmask".
+        expected: the threshold.
+        got: how many are left.
+    """
+
+    def __init__(self, step: str, expected: int, got: int) -> None:
+        super().__init__(step, expected, got)
+        self.step = step
+        self.expected = expected
+        self.got = got
+
+    def __str__(self) -> str:
+        return f"{self.step}: expected at least {self.expected} clients (the threshold), got {self.got}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal
 
@@ -14,15 +13,14 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.aggregate._batch import Batch, check_count
 from edgefast.aggregate._policy import Ints
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.errors import StructureMismatch
 from edgefast.backends.table import Array
 
 __all__ = ["GramAccumulator"]
 
-_MAGIC: Final = b"EFGR"
-_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<4sHxxQQ")  # magic, version, K, coordinates; then two K x K matrices and the CRC-32
-_CHECKSUM: Final = struct.Struct("<I")
+# magic, version, K, coordinates; then two K x K matrices and the CRC-32
+_FORMAT: Final = Format("accumulator", b"EFGR", (1,), struct.Struct("<4sHxxQQ"))
 
 
 class GramAccumulator:
@@ -166,12 +164,8 @@ class GramAccumulator:
     def to_bytes(self) -> bytes:
         """The whole state, little-endian, with a CRC-32; see docs/robust.md for the layout."""
         with self._lock:
-            body = (
-                _HEADER.pack(_MAGIC, _VERSION, self._count, self._size)
-                + self._distances.astype("<f8").tobytes()
-                + self._products.astype("<f8").tobytes()
-            )
-        return body + _CHECKSUM.pack(zlib.crc32(body))
+            matrices = [self._distances.astype("<f8").tobytes(), self._products.astype("<f8").tobytes()]
+            return _FORMAT.seal(1, (self._count, self._size), matrices)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> GramAccumulator:
@@ -181,24 +175,10 @@ class GramAccumulator:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or of the wrong length.
         """
-        try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"accumulator: expected at least {least} bytes, got {len(raw)}")
-        magic, version, count, size = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"accumulator: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != _VERSION:
-            raise ValueError(f"accumulator: expected version {_VERSION}, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
-        if count == 0 or len(body) != _HEADER.size + 16 * count * count:
-            raise ValueError(f"accumulator: expected the matrices of {count} updates, got {len(raw)} bytes")
-        matrices = np.frombuffer(body, "<f8", offset=_HEADER.size).reshape(2, count, count).astype(np.float64)
+        _, (count, size), body = _FORMAT.open(data)
+        if count == 0 or len(body) != 16 * count * count:
+            raise ValueError(f"accumulator: expected the matrices of {count} updates, got {len(body)} bytes")
+        matrices = np.frombuffer(body, "<f8").reshape(2, count, count).astype(np.float64)
         self = cls(count)
         self._size = size
         self._distances, self._products = matrices[0].copy(), matrices[1].copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def weighted_mean(
             memory; all have the structure, shapes and dtypes of the first. An array is a numpy array, a torch tensor
             on the CPU, Flower's Array, or a DLPack object, of dtype float16, bfloat16, float32, float64, (u)int8 to
             (u)int64 or bool. A bare list of arrays is K one-array updates. Updates are never changed; strided
-            arrays are copied one at a time. Any of them may be an Encoded (see Quantizer), which is not expanded.
+            arrays are copied one at a time. Any of them may be an Encoded (see Quantizer), which is not expanded;
+            if one is a "countsketch", all have to be, and the result has the largest entries of the mean.
         weights: K finite weights, each 0 or from 2**-900 to 2**900 (2**-60 to 2**60 with accumulate="float32"), not
             all zero; None for equal ones. An update of weight 0 is not read.
         out: containers of arrays or torch tensors like an update, for the result; an array may also be part of one
@@ -87,17 +88,7 @@ def weighted_mean(
     """
     _policy.check_options(accumulate, ints, nonfinite)
     threads = backends.num_threads(num_threads)
-    if (
-        isinstance(updates, (Mapping, str, bytes))
-        or not hasattr(updates, "__len__")
-        or not hasattr(updates, "__getitem__")
-    ):
-        raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
-    if getattr(updates, "ndim", None) == 0:
-        raise TypeError("updates: expected a sequence of updates, got a 0-d array")
-    count = len(updates)
-    if count == 0:
-        raise ValueError("updates: expected at least one update, got none")
+    count = _policy.count_of(updates)
     if accumulate == "reproducible" and count > _policy.MOST_UPDATES:
         raise ValueError(
             f"updates: expected at most {_policy.MOST_UPDATES} with accumulate='reproducible', got {count}"
@@ -170,6 +161,8 @@ def _encoded_mean(
     from edgefast.aggregate.accumulator import MeanAccumulator
 
     first = updates[0]
+    if any(isinstance(u, Encoded) and u.kind == "countsketch" for u in updates):
+        return _sketch_mean(updates, weights, out, accumulate, ints, nonfinite, partial, threads)
     if isinstance(first, Encoded):
         example = first.decode(num_threads=threads) if ints == "skip" or partial else first._blank()
     else:
@@ -206,6 +199,34 @@ def _encoded_mean(
     )
     acc.add_many(list(updates), weights, clients=range(len(updates)))
     return acc.result(out)
+
+
+def _sketch_mean(
+    updates: Sequence[Any] | Array,
+    weights: list[float],
+    out: Any,
+    accumulate: Accumulate,
+    ints: Ints,
+    nonfinite: Nonfinite,
+    partial: bool,
+    threads: int,
+) -> Any:
+    """Sketches: the largest entries of their mean, which is taken of the tables."""
+    from edgefast.aggregate.accumulator import MeanAccumulator
+
+    first = next(u for u in updates if isinstance(u, Encoded) and u.kind == "countsketch")
+    acc = MeanAccumulator(
+        first, accumulate=accumulate, ints=ints, nonfinite=nonfinite, partial=partial, num_threads=threads
+    )
+    acc.add_many(list(updates), weights, clients=range(len(updates)))
+    mean = acc.result().decode(num_threads=threads)
+    if out is None:
+        return mean
+    template = Template(mean)
+    targets, copies = template.outputs(out, [])
+    for source, target in [*zip(template.arrays, targets, strict=True), *copies]:
+        np.copyto(target, source)
+    return out
 
 
 def _groups(

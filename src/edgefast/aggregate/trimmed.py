@@ -7,7 +7,6 @@ import json
 import logging
 import struct
 import threading
-import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Literal
 
@@ -19,6 +18,7 @@ from edgefast.aggregate._batch import MOST_UPDATES, check_count
 from edgefast.aggregate._describe import example, plain
 from edgefast.aggregate._policy import Ints
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate._wire import Format
 from edgefast.aggregate.errors import StructureMismatch, TooFewUpdates
 from edgefast.aggregate.mean import nonfinite_error
 from edgefast.backends.images import image_dtype, values_of
@@ -27,11 +27,8 @@ from edgefast.backends.table import Array
 __all__ = ["TrimmedMeanAccumulator"]
 
 _log = logging.getLogger("edgefast")
-_MAGIC: Final = b"EFTM"
-_VERSION: Final = 1
 # magic, version, length of the JSON part, f, count, dropped; then JSON, the tensors, the CRC-32.
-_HEADER: Final = struct.Struct("<4sHxxIQQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_FORMAT: Final = Format("accumulator", b"EFTM", (1,), struct.Struct("<4sHxxIQQQ"))
 _NONFINITE = ("raise", "drop", "rank")
 _TILE = 1 << 16
 
@@ -345,15 +342,14 @@ class TrimmedMeanAccumulator:
             separators=(",", ":"),
         ).encode()
         place = {t: i for i, t in enumerate(state._averaged)}
-        parts = [_HEADER.pack(_MAGIC, _VERSION, len(meta), state._f, state._count, state._dropped), meta]
+        parts = [meta]
         for t in range(len(state._template.arrays)):
             if t in place:
                 arrays = [state._low[place[t]], state._high[place[t]], state._sums[place[t]]]
             else:
                 arrays = [state._kept[t]]
             parts += [a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in arrays]
-        body = b"".join(parts)
-        return body + _CHECKSUM.pack(zlib.crc32(body))
+        return _FORMAT.seal(1, (len(meta), state._f, state._count, state._dropped), parts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TrimmedMeanAccumulator:
@@ -363,28 +359,10 @@ class TrimmedMeanAccumulator:
             TypeError: data is not bytes-like.
             ValueError: the bytes are damaged, truncated, of an unknown version, or contradict themselves.
         """
+        _, (length, f, count, dropped), body = _FORMAT.open(data)
+        text, payload = _FORMAT.split(body, length)
         try:
-            raw = memoryview(data).cast("B")
-        except TypeError:
-            raise TypeError(f"data: expected a bytes-like object, got {type(data).__name__}") from None
-        least = _HEADER.size + _CHECKSUM.size
-        if len(raw) < least:
-            raise ValueError(f"accumulator: expected at least {least} bytes, got {len(raw)}")
-        magic, version, meta_length, f, count, dropped = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            raise ValueError(f"accumulator: expected bytes that start with {_MAGIC!r}, got {magic!r}")
-        if version != _VERSION:
-            raise ValueError(f"accumulator: expected version {_VERSION}, got version {version}")
-        body, (checksum,) = raw[: -_CHECKSUM.size], _CHECKSUM.unpack(raw[-_CHECKSUM.size :])
-        if zlib.crc32(body) != checksum:
-            raise ValueError("accumulator: the checksum does not match; the bytes are damaged or truncated")
-        if _HEADER.size + meta_length > len(body):
-            raise ValueError(
-                f"accumulator: expected {meta_length} bytes of description, got {len(body) - _HEADER.size}"
-            )
-        text = bytes(body[_HEADER.size : _HEADER.size + meta_length])
-        try:
-            return cls._restore(json.loads(text), body[_HEADER.size + meta_length :], f, count, dropped)
+            return cls._restore(json.loads(text), payload, f, count, dropped)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"accumulator: the description does not hold together ({error})") from None
 

@@ -15,7 +15,7 @@ __all__ = ["add"]
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     from edgefast.backends import streams
-    from edgefast.federated.config import Policy, RunConfig, Weights
+    from edgefast.federated.config import EngineName, Policy, RunConfig, Weights
 
     default = RunConfig()
     text = "federated training on sketched data: devices, sketch, queue, local training, aggregation, report"
@@ -36,6 +36,11 @@ def add(commands: Any) -> None:
     job.add_argument("--components", type=int, metavar="K", help=f"features after sketching ({default.components})")
     job.add_argument("--kind", choices=tuple(streams.KIND_NUMBERS), help=f"of the operator ({default.kind})")
     job.add_argument("--weights", choices=get_args(Weights), help=f"of a device in the mean ({default.weights})")
+    job.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        help="local, or Flower's SuperLink and SuperNodes on 127.0.0.1 (needs edgefast[flower])",
+    )
     job.add_argument(
         "--processes", action="store_true", default=None, help="each device in a process of its own (Linux, native)"
     )

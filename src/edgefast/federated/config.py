@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 from edgefast.backends import streams
 from edgefast.errors import InputError
 
-__all__ = ["Policy", "RunConfig", "Weights"]
+__all__ = ["EngineName", "Policy", "RunConfig", "Weights"]
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "latest"]
 Weights = Literal["rows", "equal"]
+EngineName = Literal["local", "flower"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,8 @@ class RunConfig:
             the native backend.
         device_timeout: with `processes`: seconds that a round waits for the others after the first device has
             answered. A device that is later is left out of the round, and of the following ones until it answers.
+        engine: "local", or "flower": on Flower's SuperLink and SuperNodes, started on 127.0.0.1 for the run; there
+            device_timeout is the time a whole round may take.
 
     Raises:
         InputError: a value of the wrong type or out of range; it names the option.
@@ -68,6 +71,7 @@ class RunConfig:
     threads: int | None = None
     processes: bool = False
     device_timeout: float = 60.0
+    engine: EngineName = "local"
 
     def __post_init__(self) -> None:
         for name in ("devices", "rounds", "components", "epochs", "batch", "queue_size"):
@@ -87,6 +91,9 @@ class RunConfig:
         self._choice("kind", tuple(streams.KIND_NUMBERS))
         self._choice("policy", get_args(Policy))
         self._choice("weights", get_args(Weights))
+        self._choice("engine", get_args(EngineName))
+        if self.processes and self.engine != "local":
+            raise InputError(f"processes: expected False with engine={self.engine!r}, whose devices are processes")
 
     @property
     def watermarks(self) -> tuple[int, int]:

@@ -120,6 +120,10 @@ def run(
 
 def make_engine(plan: Plan, publish: bool) -> Engine:
     """The engine the options ask for."""
+    if plan.config.engine == "flower":
+        from edgefast.federated.flower_engine import FlowerEngine
+
+        return FlowerEngine(plan)
     if plan.config.processes:
         from edgefast.federated.processes import ProcessEngine
 
@@ -182,7 +186,10 @@ class _Run:
             data.features,
             data.target,
         )
-        return RunResult(model, self._metrics(reference, seconds))
+        metrics = self._metrics(reference, seconds)
+        if plan.config.engine == "flower":
+            self.engine.complete(metrics)  # type: ignore[attr-defined]
+        return RunResult(model, metrics)
 
     def _round(self, number: int, Z_test: Any, y_test: Any) -> None:
         began = time.perf_counter()

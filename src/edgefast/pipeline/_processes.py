@@ -43,6 +43,9 @@ _GROUP, _GROUP_SECONDS = 64, 1e-3
 
 _starting = threading.Lock()
 
+#: A process that is killed before it is ready is started again, so often in all.
+_STARTS = 5
+
 
 class RemoteTraceback(Exception):
     """Where in the worker's process an exception came from: its `__cause__` here."""
@@ -114,44 +117,53 @@ class ProcessWorker(ThreadWorker):
             self._stop()
 
     def _start(self) -> None:
-        """Start a process and wait until it is ready.
+        """Start a process and wait until it is ready; again when it was killed meanwhile.
 
         Raises:
             Stop: it cannot be.
             Over: the stage was stopped meanwhile.
         """
+        how = "was not started"
+        for _ in range(_STARTS):
+            try:
+                self._launch()
+            except Exception as error:
+                raise Stop(error, None) from None
+            try:
+                while self._channel.receive(self._alive) is not None:
+                    pass
+                self._channel.settled()
+                return
+            except Gone:
+                how = self._stop()
+            if self.stage.stopping.is_set() or self.stage.core.immediate:
+                raise Over
+            if "killed" not in how:
+                break
+            self.restarts += 1
+        raise Stop(WorkerDied(f"the process {how} before it was ready"), None)
+
+    def _launch(self) -> None:
         stage = self.stage
         forked = stage.core.start_method == "fork"
         context: Any = mp.get_context(stage.core.start_method)
+        ours, theirs = open_channel(context)
         try:
-            ours, theirs = open_channel(context)
-            try:
-                process = context.Process(
-                    target=_main,
-                    args=(stage.spec.fn, stage.spec.batch, theirs, forked),
-                    name=threading.current_thread().name,
-                    daemon=True,
-                )
-                with _starting:
-                    process.start()
-            except BaseException:
-                ours.close()
-                theirs.close()
-                raise
-        except Exception as error:
-            raise Stop(error, None) from None
+            process = context.Process(
+                target=_main,
+                args=(stage.spec.fn, stage.spec.batch, theirs, forked),
+                name=threading.current_thread().name,
+                daemon=True,
+            )
+            with _starting:
+                process.start()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         if isinstance(theirs, PipeChannel):
             theirs.close()
         self._process, self._channel = process, ours
-        try:
-            while ours.receive(self._alive) is not None:
-                pass
-        except Gone:
-            how = self._stop()
-            if stage.stopping.is_set() or stage.core.immediate:
-                raise Over from None
-            raise Stop(WorkerDied(f"the process {how} before it was ready"), None) from None
-        ours.settled()
 
     def _alive(self) -> bool:
         if self.stage.core.immediate:

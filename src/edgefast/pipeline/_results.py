@@ -175,7 +175,7 @@ class Results:
     """Iterator over outputs. close(), leaving a with block or dropping it ends it early: the input is not read any
     further, and what is on its way is dropped."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Any) -> None:
         # Whoever iterates holds the generator, not this object: the end of a loop is the end of the session.
         self._session = session
         self._outputs = session.outputs()
@@ -201,7 +201,7 @@ class Results:
 class AsyncResults:
     """Asynchronous iterator over outputs. aclose(), leaving an async with block or dropping it ends it early."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
         self._chunk: list[Any] = []
 

@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 
 # A queue grows by at most this factor a step, the first while it is shorter than _FEWEST_ITEMS.
 _FASTEST_START, _FASTEST_GROWTH = 3.0, 2.0
-# So many items, and as many as the limit, show what a limit does; fewer are enough after a whole period.
-_FEWEST_ITEMS = 8
+# So many items show what a short limit does, and so many times the limit what a longer one does.
+_FEWEST_ITEMS, _ITEMS_A_LIMIT = 8, 4
 # Growing after a shrink was a mistake of the shrink: each doubles the time the next one has to wait, up to this factor.
 _MOST_PATIENCE = 64
 # Share of a window in which workers had to be at work for a rate to be more than noise.
@@ -185,16 +185,16 @@ class Controller:
         standing_delay: float | None = None,
         switch_time: float = 5e-4,
     ) -> None:
-        self.target_delay = _number(target_delay, "target_delay")
-        self.max_bytes = None if max_bytes is None else integer(max_bytes, "max_bytes", low=1, high=2**62)
-        self.period = _number(period, "period")
-        self.dead_band = _number(dead_band, "dead_band", below=1.0)
-        self.tolerance = _number(tolerance, "tolerance", below=1.0)
-        self.interval = 5 * self.target_delay if interval is None else _number(interval, "interval")
-        self.standing_delay = (
+        self.target_delay: float = _number(target_delay, "target_delay")
+        self.max_bytes: int | None = None if max_bytes is None else integer(max_bytes, "max_bytes", low=1, high=2**62)
+        self.period: float = _number(period, "period")
+        self.dead_band: float = _number(dead_band, "dead_band", below=1.0)
+        self.tolerance: float = _number(tolerance, "tolerance", below=1.0)
+        self.interval: float = 5 * self.target_delay if interval is None else _number(interval, "interval")
+        self.standing_delay: float = (
             self.target_delay / 10 if standing_delay is None else _number(standing_delay, "standing_delay")
         )
-        self.switch_time = _number(switch_time, "switch_time", above=-1.0)
+        self.switch_time: float = _number(switch_time, "switch_time", above=-1.0)
         self._names: tuple[str, ...] = ()
         self._then = 0.0
         self._wait = self.period / 8
@@ -354,9 +354,8 @@ class Controller:
         wanted = limit.astype(np.float64)
         grown = shrunk = np.zeros(len(limit), bool)
         if grow is not None and standing is not None:
-            enough = (self._since_change.time >= 0.99 * self.period) | (
-                self._served >= np.maximum(_FEWEST_ITEMS, limit)
-            )
+            # One stall lasts for a few queues' worth of items: what it cost is not what the stage loses on average.
+            enough = self._served >= np.where(limit < _FEWEST_ITEMS, _FEWEST_ITEMS, _ITEMS_A_LIMIT * limit)
             grown = (grow > 1) & enough & (limit < ceiling)
             wanted = np.where(grown, np.minimum(np.ceil(limit * grow), ceiling), wanted)
             shrunk = (standing > 0) & ~grown & (limit > least)
@@ -472,12 +471,12 @@ class WorkerController:
         busy_share: float = 0.8,
         settle: int = 1,
     ) -> None:
-        self.total = None if total is None else count(total, "total")
-        self.band = _number(band, "band", above=-1.0)
-        self.rise = _number(rise, "rise", below=1.0 + 1e-9)
-        self.fall = _number(fall, "fall", below=1.0 + 1e-9)
-        self.busy_share = _number(busy_share, "busy_share", below=1.0 + 1e-9)
-        self.settle = count(settle, "settle")
+        self.total: int | None = None if total is None else count(total, "total")
+        self.band: float = _number(band, "band", above=-1.0)
+        self.rise: float = _number(rise, "rise", below=1.0 + 1e-9)
+        self.fall: float = _number(fall, "fall", below=1.0 + 1e-9)
+        self.busy_share: float = _number(busy_share, "busy_share", below=1.0 + 1e-9)
+        self.settle: int = count(settle, "settle")
         self._names: tuple[str, ...] = ()
         self._then = 0.0
 

@@ -225,15 +225,16 @@ class Simulation:
     ) -> None:
         if not stages:
             raise ValueError("stages: expected at least one, got none")
-        self.stages = tuple(stages)
+        self.stages: tuple[Stage, ...] = tuple(stages)
         self.sources: tuple[Times, ...] = tuple(source) if isinstance(source, Sequence) else (source,)
-        self.controller, self.worker_controller = controller, worker_controller
+        self.controller: Controller | None = controller
+        self.worker_controller: WorkerController | None = worker_controller
         self._low = low_watermark if low is None else low
         self._period = period
         self._workers_due = 0.0
         self._wake = wake_time
         self._rng = random.Random(seed)
-        self.now = 0.0
+        self.now: float = 0.0
         self._events: list[tuple[float, int, int, int, float]] = []
         self._sequence = 0
         self._states = [_State(s, n := limit if s.limit is None else s.limit, self._low(n, 0.0)) for s in self.stages]
@@ -247,8 +248,10 @@ class Simulation:
             self._core_of: dict[tuple[int, int], int] = {}
         self._serving: dict[int, int] = {}
         self._latencies: list[float] = []
-        self._items = self.peak_items = 0
-        self._bytes = self.peak_bytes = 0.0
+        self._items = 0
+        self._bytes = 0.0
+        self.peak_items: int = 0
+        self.peak_bytes: float = 0.0
         self._source_blocked = 0.0
         self._source_waiting = 0
         self._source_since = 0.0

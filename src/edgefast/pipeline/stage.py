@@ -12,6 +12,7 @@ from edgefast.queues._checks import check_choice, integer, seconds
 __all__ = ["Backend", "Stage"]
 
 Backend = Literal["thread", "asyncio", "process"]
+OnError = Literal["stop", "skip"] | Callable[[Any, Exception], object]
 Kind = Literal["plain", "generator", "coroutine", "async generator"]
 
 
@@ -78,7 +79,7 @@ class Stage:
         max_bytes: int | None = None,
         sizer: Callable[[Any], int] | None = None,
         max_age: float | None = None,
-        on_error: Literal["stop", "skip"] | Callable[[Any, Exception], object] = "stop",
+        on_error: OnError = "stop",
         retries: int = 0,
         backoff: float = 0.1,
         max_backoff: float = 30.0,
@@ -90,52 +91,48 @@ class Stage:
             raise TypeError(f"fn: expected a callable, got {type(fn).__name__}")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected a string or None, got {type(name).__name__}")
-        self.fn = fn
+        self.fn: Callable[..., Any] = fn
         self.kind: Kind = _kind_of(fn)
         self.name: str = name or _name_of(fn)
-        self.workers = integer(workers, "workers", low=1, high=10_000)
-        if min_workers is None:
-            self.min_workers = self.workers if max_workers is None else 1
-        else:
-            self.min_workers = integer(min_workers, "min_workers", low=1, high=self.workers)
-        if max_workers is None:
-            self.max_workers = self.workers
-        else:
-            self.max_workers = integer(max_workers, "max_workers", low=self.workers, high=10_000)
-        self.batch = integer(batch, "batch", low=1, high=1 << 30)
-        self.linger = seconds(linger, "linger")
+        self.workers: int = integer(workers, "workers", low=1, high=10_000)
+        least = (self.workers if max_workers is None else 1) if min_workers is None else min_workers
+        self.min_workers: int = integer(least, "min_workers", low=1, high=self.workers)
+        most = self.workers if max_workers is None else max_workers
+        self.max_workers: int = integer(most, "max_workers", low=self.workers, high=10_000)
+        self.batch: int = integer(batch, "batch", low=1, high=1 << 30)
+        self.linger: float = seconds(linger, "linger")
         if self.linger and self.batch == 1:
             raise ValueError(f"linger: expected 0 with batch=1, got {linger!r}")
-        self.ordered = bool(ordered)
-        self.maxsize = None if maxsize is None else integer(maxsize, "maxsize", low=1, high=1 << 62)
+        self.ordered: bool = bool(ordered)
+        self.maxsize: int | None = None if maxsize is None else integer(maxsize, "maxsize", low=1, high=1 << 62)
         if self.maxsize is not None and self.maxsize < self.batch and policy != "latest":
             raise ValueError(f"maxsize: expected at least batch ({self.batch}), got {maxsize}")
-        self.low_watermark = (
+        self.low_watermark: int | None = (
             None if low_watermark is None else integer(low_watermark, "low_watermark", low=0, high=1 << 62)
         )
         if self.low_watermark is not None and (self.maxsize is None or self.low_watermark >= self.maxsize):
             raise ValueError(f"low_watermark: expected below maxsize ({self.maxsize}), got {low_watermark}")
         check_choice(policy, "policy", get_args(Policy))
         self.policy: Policy = policy
-        self.max_bytes = None if max_bytes is None else integer(max_bytes, "max_bytes", low=1, high=1 << 62)
+        self.max_bytes: int | None = None if max_bytes is None else integer(max_bytes, "max_bytes", low=1, high=1 << 62)
         if sizer is not None and not callable(sizer):
             raise TypeError(f"sizer: expected a callable or None, got {type(sizer).__name__}")
-        self.sizer = sizer
-        self.max_age = max_age if max_age is None else seconds(max_age, "max_age")
-        if isinstance(on_error, str):
+        self.sizer: Callable[[Any], int] | None = sizer
+        self.max_age: float | None = max_age if max_age is None else seconds(max_age, "max_age")
+        if not callable(on_error):
+            if not isinstance(on_error, str):
+                raise TypeError(f'on_error: expected "stop", "skip" or a callable, got {type(on_error).__name__}')
             check_choice(on_error, "on_error", ("stop", "skip"))
-        elif not callable(on_error):
-            raise TypeError(f'on_error: expected "stop", "skip" or a callable, got {type(on_error).__name__}')
-        self.on_error = on_error
-        self.retries = integer(retries, "retries", low=0, high=1 << 30)
-        self.backoff = seconds(backoff, "backoff")
-        self.max_backoff = seconds(max_backoff, "max_backoff")
+        self.on_error: OnError = on_error
+        self.retries: int = integer(retries, "retries", low=0, high=1 << 30)
+        self.backoff: float = seconds(backoff, "backoff")
+        self.max_backoff: float = seconds(max_backoff, "max_backoff")
         classes = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(c, type) and issubclass(c, Exception) for c in classes):
             raise TypeError(f"retry_on: expected Exception classes, got {retry_on!r}")
-        self.retry_on = classes
+        self.retry_on: tuple[type[Exception], ...] = classes
         check_choice(on_worker_death, "on_worker_death", ("redeliver", "drop"))
-        self.on_worker_death = on_worker_death
+        self.on_worker_death: Literal["redeliver", "drop"] = on_worker_death
         if backend is not None:
             check_choice(backend, "backend", get_args(Backend))
         if self.kind in ("coroutine", "async generator") and backend not in (None, "asyncio"):

@@ -82,6 +82,34 @@ class CountSketch:
         self._n_seen = 0
         self._mass = 0  # int64: no counter can exceed it in magnitude
 
+    @classmethod
+    def from_table(
+        cls, table: NDArray[Any], n_features: int, *, seed: int = 0, num_threads: int | None = None
+    ) -> CountSketch:
+        """A sketch with given counters, as after a sum of tables elsewhere; nothing counts as seen.
+
+        Args:
+            table: (depth, width) of float32, float64 or int64; it is copied.
+            n_features, seed, num_threads: of the sketches the counters come from.
+
+        Raises:
+            TypeError: no such array.
+            ValueError: a size out of range, or NaN or infinity.
+        """
+        if not isinstance(table, np.ndarray) or table.dtype.name not in _DTYPES or table.ndim != 2:
+            got = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else type(table).__name__
+            raise TypeError(f"table: expected a (depth, width) array of {', '.join(_DTYPES)}, got {got}")
+        depth, width = table.shape
+        self = cls(n_features, width, depth, seed=seed, dtype=table.dtype.name, num_threads=num_threads)  # type: ignore[arg-type]
+        if not np.isfinite(table).all():
+            raise ValueError("table: expected finite numbers, got NaN or infinity")
+        if table.dtype.kind == "i":
+            self._mass = max(abs(int(table.min())), abs(int(table.max())))
+            if self._mass > _LIMIT:
+                raise ValueError("table: expected magnitudes below 2**63, got -2**63")
+        self._table[...] = table
+        return self
+
     # ---- what it is ----------------------------------------------------------------------------------------------
 
     @property

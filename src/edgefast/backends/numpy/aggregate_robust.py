@@ -160,10 +160,16 @@ def pair_sums(
                 if products is not None:
                     images = _sort(np.stack([images_of(p) for p in parts]))
                     median = mean_of_ranks(values_of(images, parts[0].dtype), (count - 1) // 2, count // 2 + 1)
-                    x[:, : median.size] -= median
+                    part = x[:, : median.size]
+                    single = flat[0].dtype.kind in "fV" and flat[0].dtype.itemsize <= 4
+                    if single:
+                        half = np.float32(0.5)
+                        part[...] = part.astype(np.float32) * half - (median * 0.5).astype(np.float32)
+                    else:
+                        part -= median
                     partial = np.zeros((count, count))
                     triangle(x, False, partial)
-                    totals[1] += partial
+                    totals[1] += partial * 4.0 if single else partial
         for out, total in zip((distances, products), totals, strict=True):
             if out is not None:
                 upper = np.triu(out) + np.triu(total)

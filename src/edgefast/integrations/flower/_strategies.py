@@ -1,0 +1,638 @@
+"""Flower's strategies with this package's aggregation, streaming where the rule allows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from edgefast import aggregate, backends
+from edgefast.aggregate import (
+    Encoded,
+    MeanAccumulator,
+    ServerOptimizer,
+    StructureMismatch,
+    TooFewUpdates,
+    UpdateError,
+    _policy,
+)
+from edgefast.aggregate._policy import Accumulate, Ints
+from edgefast.aggregate._template import Template
+from edgefast.aggregate.mean import nonfinite_error
+from edgefast.integrations.flower import _records, _wire
+from edgefast.integrations.flower._flwr import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    InconsistentMessageReplies,
+    Message,
+    MetricRecord,
+    RecordDict,
+    app,
+)
+from edgefast.integrations.flower._flwr import select_multikrum as _flower_select
+from edgefast.integrations.flower._flwr import strategy as flower
+from edgefast.integrations.flower._grid import Replies, StreamingGrid
+
+__all__ = [
+    "Bulyan",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedMedian",
+    "FedProx",
+    "FedTrimmedAvg",
+    "FedYogi",
+    "Krum",
+    "MultiKrum",
+    "RobustStrategy",
+]
+
+_log = logging.getLogger("flwr")
+
+Invalid = Literal["raise", "drop"]
+Downlink = Literal["float", "bfloat16"]
+
+_OPTIONS = """
+    Beside Flower's own arguments, all by keyword:
+
+    Args:
+        accumulate: "float64", "float32" or "reproducible", as in edgefast.aggregate.weighted_mean: the last gives the
+            same bits whatever the order in which replies arrive.
+        ints: what becomes of integer arrays, as in weighted_mean.
+        invalid: what a reply does that does not fit (records, keys, shapes, dtypes, NaN, infinity, damaged bytes):
+            "raise" ends the run with an error that names the node; "drop" leaves it out and logs why.
+        downlink: "float", or "bfloat16": the model goes out in half the bytes, to ClientApps with bfloat16_mod or
+            compression_mod.
+        buffer, poll_interval: of the StreamingGrid that start() puts around the grid.
+        num_threads: threads of the kernels; None for the default (see edgefast.using).
+"""
+
+
+class _Edge:
+    """What the strategies share: the options, the streaming grid, the model that went out, screening of replies."""
+
+    _own = ("accumulate", "ints", "invalid", "downlink", "buffer", "poll_interval", "num_threads")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in self._own if name in kwargs}
+        super().__init__(*args, **kwargs)
+        self._configure(**own)
+
+    def _configure(
+        self,
+        *,
+        accumulate: Accumulate = "float64",
+        ints: Ints = "round",
+        invalid: Invalid = "raise",
+        downlink: Downlink = "float",
+        buffer: int = 2,
+        poll_interval: float = 0.5,
+        num_threads: int | None = None,
+    ) -> None:
+        _policy.check_options(accumulate, ints, "raise")
+        _policy.check_choice(invalid, "invalid", ("raise", "drop"))
+        _policy.check_choice(downlink, "downlink", ("float", "bfloat16"))
+        self.accumulate: Accumulate = accumulate
+        self.ints: Ints = ints
+        self.invalid: Invalid = invalid
+        self.downlink: Downlink = downlink
+        self.buffer: int = buffer
+        self.poll_interval: float = poll_interval
+        self.num_threads: int | None = num_threads
+        #: Seconds the last round spent on aggregation: adding replies up, the rule, the model's bytes.
+        self.aggregation_seconds: float = 0.0
+        #: The model of the round under way, as Arrays of .npy bytes.
+        self._model: ArrayRecord | None = None
+
+    # ---- Flower's hooks ----------------------------------------------------------------------------------------------
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Any:
+        """Flower's start, with replies that are taken as they arrive."""
+        if not isinstance(grid, StreamingGrid):
+            grid = StreamingGrid(grid, buffer=self.buffer, poll_interval=self.poll_interval)
+        return super().start(grid, *args, **kwargs)  # type: ignore[misc]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._model = _wire.decoded(arrays, "server")
+        return self._configure_train(server_round, self._outgoing(arrays), config, grid)
+
+    def _configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return super().configure_train(server_round, arrays, config, grid)  # type: ignore[misc]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return super().configure_evaluate(server_round, self._outgoing(arrays), config, grid)  # type: ignore[misc]
+
+    def _outgoing(self, arrays: ArrayRecord) -> ArrayRecord:
+        return _wire.to_bfloat16(arrays) if self.downlink == "bfloat16" else arrays
+
+    # ---- replies -----------------------------------------------------------------------------------------------------
+
+    def _take(self, replies: Iterable[Message], take: Callable[[RecordDict, float, int], None]) -> list[RecordDict]:
+        """Hand every reply to `take` as (content, weight, node), one after the other, and forget its arrays.
+
+        Returns what is left of the contents, in the order of the node ids: metrics do not depend on who was first.
+        """
+        rest: list[tuple[int, RecordDict]] = []
+        failures = dropped = 0
+        self.aggregation_seconds = 0.0
+        try:
+            for reply in replies:
+                node = reply.metadata.src_node_id
+                if reply.has_error():
+                    failures += 1
+                    _log.info("\t> Received error in reply from node %d: %s", node, reply.error.reason)
+                    continue
+                content = reply.content
+                began = time.perf_counter()
+                try:
+                    take(content, _records.weight_of(content, self.weighted_by_key, node), node)  # type: ignore[attr-defined]
+                    self._spent(began)
+                except UpdateError as error:
+                    if self.invalid == "raise":
+                        raise
+                    dropped += 1
+                    _log.warning("\t> Dropped the reply from node %d: %s", node, error)
+                    continue
+                rest.append((node, _records.without_arrays(content)))
+                # The caller's loop and this one must not keep the last reply alive while the next one is awaited.
+                del reply, content
+        finally:
+            if isinstance(replies, Replies):
+                replies.close()
+        _log.info("aggregate_train: Received %s results and %s failures", len(rest), failures + dropped)
+        rest.sort(key=lambda pair: pair[0])
+        return [content for _, content in rest]
+
+    def _spent(self, began: float) -> None:
+        self.aggregation_seconds += time.perf_counter() - began
+
+    def _metrics(self, contents: list[RecordDict]) -> MetricRecord:
+        keys = [set(_records.metrics_of(c, "train")) for c in contents]
+        if any(k != keys[0] for k in keys[1:]):
+            raise InconsistentMessageReplies(reason="All MetricRecords must have the same keys for aggregation.")
+        return self.train_metrics_aggr_fn(contents, self.weighted_by_key)  # type: ignore[attr-defined]
+
+    def _template(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
+        """What replies have to look like: the model that was sent. Flower lets nodes answer with something else as long
+        as all do; so does invalid="raise": the first reply then is the measure."""
+        if self._model is not None and (arrays is None or self.invalid == "drop" or set(arrays) == set(self._model)):
+            return self._model
+        return arrays
+
+
+class _Sums:
+    """The running mean of the replies of a round: models, compressed models, differences, partial sums."""
+
+    def __init__(self, strategy: _Edge) -> None:
+        self._strategy = strategy
+        self.accumulator: MeanAccumulator | None = None
+        self._previous: MeanAccumulator | None = None
+        self.template: ArrayRecord | None = None
+        self.difference: bool | None = None
+
+    def reset(self) -> None:
+        self._previous, self.accumulator = self.accumulator or self._previous, None
+        self.difference = None
+
+    def add(self, content: RecordDict, weight: float, node: int) -> None:
+        record = _records.arrays_of(content, node)
+        found = _wire.packed_of(record, node)
+        stype = found[0] if found else None
+        difference = stype == _wire.DIFFERENCE
+        if self.difference is not None and difference != self.difference:
+            expected, got = ("a difference", "a model") if self.difference else ("a model", "a difference")
+            raise StructureMismatch.of(node, None, f"{expected}, as from the nodes before it", got)
+        if difference and self._strategy._model is None:
+            raise StructureMismatch.of(node, None, "a model: none was sent that a difference could be added to", stype)
+        acc = self.accumulator or self._begin(None if found else record)
+        if acc is None:
+            raise StructureMismatch.of(node, None, "a model: none was sent that says what this one is", stype)
+        if found and stype == _wire.SUMS:
+            self._merge(acc, _wire.sums_of(found[1], node), node)
+        else:
+            acc.add(_wire.model_of(record, node, difference=True), weight, client=node)
+        self.difference = difference
+        self.accumulator = acc
+
+    def _merge(self, acc: MeanAccumulator, sums: MeanAccumulator, node: int) -> None:
+        try:
+            acc.merge(sums)
+        except StructureMismatch as error:
+            raise StructureMismatch.of(node, None, error.expected, error.got) from None
+
+    def _begin(self, arrays: ArrayRecord | None) -> MeanAccumulator | None:
+        template = self._strategy._template(arrays)
+        if template is None:
+            return None
+        before, like = self._previous, self.template
+        if before is not None and like is not None and self._strategy.ints != "skip" and _same(like, template):
+            # The memory of the last round: fresh pages would cost more than the sums.
+            before.reset()
+            return before
+        self.template = template
+        return MeanAccumulator(
+            template,
+            accumulate=self._strategy.accumulate,
+            ints=self._strategy.ints,
+            num_threads=self._strategy.num_threads,
+        )
+
+
+def _same(a: ArrayRecord, b: ArrayRecord) -> bool:
+    """Whether two records have the same keys, shapes and dtypes, in the same order."""
+    return list(a) == list(b) and all(
+        x.dtype == y.dtype and tuple(x.shape) == tuple(y.shape) and x.stype == y.stype
+        for x, y in zip(a.values(), b.values(), strict=True)
+    )
+
+
+class _Streaming(_Edge):
+    """Strategies whose rule needs the mean alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sums = _Sums(self)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: every reply goes into the sums when it comes, and is dropped."""
+        self._sums.reset()
+        contents = self._take(replies, self._sums.add)
+        acc = self._sums.accumulator
+        if not contents or acc is None:
+            return None, None
+        began = time.perf_counter()
+        arrays = self._finish(acc)
+        self._spent(began)
+        return arrays, self._metrics(contents)
+
+    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
+        mean = acc.result()
+        return _wire.to_record(self._moved(mean) if self._sums.difference else mean)
+
+    def _moved(self, mean: Any) -> Any:
+        """The model that was sent plus a mean difference: float arrays move, others are the mean as it is."""
+        assert self._model is not None
+        moved = {}
+        for key, array in self._model.items():
+            base, change = _wire.npy.array_in(array.data), _wire.npy.array_in(mean[key].data)
+            moved[key] = mean[key] if base.dtype.kind != "f" else np.add(base, change, dtype=base.dtype)
+        return moved
+
+
+class FedAvg(_Streaming, flower.FedAvg):
+    __doc__ = (
+        """Flower's FedAvg in O(model) memory: replies are added up as they arrive, each read once and then dropped.
+"""
+        + _OPTIONS
+        + """
+    Train metrics functions get the replies' contents without the arrays, in the order of the node ids.
+
+    Raises (aggregate_train):
+        ZeroWeightError, NonFiniteUpdate, StructureMismatch, ShapeMismatch, DtypeMismatch, IntegerRange: ValueErrors
+            that name the node, with invalid="raise".
+        InconsistentMessageReplies: MetricRecords with different keys, as in Flower.
+"""
+    )
+
+
+class FedProx(_Streaming, flower.FedProx):
+    __doc__ = "Flower's FedProx(proximal_mu), which is FedAvg on the server: see this package's FedAvg.\n" + _OPTIONS
+
+
+class _Optimizing(_Streaming):
+    """The mean, and a step of a server optimizer on the way out of the sums."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: state_dict() and load_state_dict() save and restore the strategy's state.
+        self.optimizer: ServerOptimizer = self._optimizer()
+
+    def _optimizer(self) -> ServerOptimizer:
+        raise NotImplementedError
+
+    def _configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        # Flower's FedOpt would copy the model here; these optimizers read it in place.
+        return flower.FedAvg.configure_train(self, server_round, arrays, config, grid)  # type: ignore[arg-type]
+
+    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
+        if self._model is None:
+            raise ValueError(f"{type(self).__name__}: expected configure_train before aggregate_train, got none")
+        update = self._moved(acc.result()) if self._sums.difference else acc
+        return _wire.to_record(self.optimizer.step(self._model, update))
+
+
+_FUSED = """
+    The step runs on the accumulator's float64 sums, in one pass with the division; the optimizer's state is in
+    `optimizer` (state_dict, load_state_dict). Integer arrays take the mean. With the options of this package's FedAvg.
+"""
+
+
+class FedAvgM(_Optimizing, flower.FedAvgM):
+    __doc__ = (
+        """Flower's FedAvgM, streaming and fused: see edgefast.aggregate.FedAvgM.
+"""
+        + _FUSED
+    )
+
+    def _optimizer(self) -> ServerOptimizer:
+        return aggregate.FedAvgM(self.server_learning_rate, self.server_momentum, num_threads=self.num_threads)
+
+    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
+        # Flower's rule: without momentum and at rate 1 it is the mean, to the last bit.
+        return super()._finish(acc) if self.server_opt else _Streaming._finish(self, acc)
+
+
+class _Adaptive(_Optimizing):
+    _class: Any
+
+    def _optimizer(self) -> ServerOptimizer:
+        return self._class(
+            self.eta,  # type: ignore[attr-defined]
+            beta_1=self.beta_1,  # type: ignore[attr-defined]
+            beta_2=self.beta_2,  # type: ignore[attr-defined]
+            tau=self.tau,  # type: ignore[attr-defined]
+            preset="flower",
+            num_threads=self.num_threads,
+        )
+
+
+class FedAdagrad(_Adaptive, flower.FedAdagrad):
+    __doc__ = "Flower's FedAdagrad, streaming and fused: see edgefast.aggregate.FedAdagrad.\n" + _FUSED
+    _class = aggregate.FedAdagrad
+
+
+class FedAdam(_Adaptive, flower.FedAdam):
+    __doc__ = "Flower's FedAdam, streaming and fused: see edgefast.aggregate.FedAdam.\n" + _FUSED
+    _class = aggregate.FedAdam
+
+
+class FedYogi(_Adaptive, flower.FedYogi):
+    __doc__ = "Flower's FedYogi, streaming and fused: see edgefast.aggregate.FedYogi.\n" + _FUSED
+    _class = aggregate.FedYogi
+
+
+# ---- robust rules ----------------------------------------------------------------------------------------------------
+
+
+class _Gathering(_Edge):
+    """Strategies whose rule needs all models: their bytes are kept as they came, and read in place."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook. The replies are not changed (Flower's robust strategies take the arrays out of them)."""
+        models: list[tuple[int, Any, float]] = []
+
+        def keep(content: RecordDict, weight: float, node: int) -> None:
+            record = _records.arrays_of(content, node)
+            model = _wire.model_of(record, node, difference=True)
+            if isinstance(model, Encoded):
+                found = _wire.packed_of(record, node)
+                model = self._whole(model, found is not None and found[0] == _wire.DIFFERENCE, node)
+            models.append((node, self._checked(model, record, node), weight))
+
+        contents = self._take(replies, keep)
+        if not contents:
+            return None, None
+        models.sort(key=lambda m: m[0])
+        if not self._enough(len(models)):
+            return None, None
+        began = time.perf_counter()
+        try:
+            value, used = self._rule([m for _, m, _ in models], [w for _, _, w in models])
+        except TooFewUpdates as error:
+            if self.invalid == "raise":
+                raise
+            _log.warning("aggregate_train: the model stays as it was: %s", error)
+            return None, None
+        except UpdateError as error:
+            if isinstance(error.client, int):  # its place among the models: say which node that is
+                raise type(error).of(models[error.client][0], error.key, error.expected, error.got) from None
+            raise
+        arrays = _wire.to_record(value)
+        self._spent(began)
+        if used is not None:
+            contents = [contents[i] for i in used]
+        return arrays, self._metrics(contents)
+
+    def _whole(self, encoded: Encoded, difference: bool, node: int) -> Any:
+        """A compressed model, expanded: distances and ranks need its values."""
+        arrays = encoded.decode(num_threads=self.num_threads)
+        if not difference:
+            return arrays
+        if self._model is None or not isinstance(arrays, dict) or set(arrays) != set(self._model):
+            raise StructureMismatch.of(node, None, "a difference to the model that was sent", "one to another model")
+        for key, array in self._model.items():
+            base = _wire.npy.array_in(array.data)
+            if base.dtype.kind == "f":
+                arrays[key] = np.add(base, arrays[key], dtype=base.dtype)
+        return arrays
+
+    def _checked(self, model: Any, record: ArrayRecord, node: int) -> Any:
+        """The model; with invalid="drop" once it is known to fit and to be finite. Otherwise the rule finds out."""
+        example = self._template(record if isinstance(model, ArrayRecord) else None)
+        if self.invalid == "drop" and example is not None:
+            template = Template(example)
+            arrays = template.flatten(model, node)
+            if not backends.kernels().all_finite(arrays, backends.num_threads(self.num_threads)):
+                raise nonfinite_error(arrays, template.keys, node)
+        return model
+
+    def _enough(self, count: int) -> bool:
+        return True
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        """The aggregated model, and which replies the metrics are of (None: all)."""
+        raise NotImplementedError
+
+
+class FedMedian(_Gathering, flower.FedMedian):
+    __doc__ = "Flower's FedMedian by edgefast.aggregate.median. The replies stay as they are.\n" + _OPTIONS
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        return aggregate.median(models, ints=self.ints, num_threads=self.num_threads), None
+
+
+class FedTrimmedAvg(_Gathering, flower.FedTrimmedAvg):
+    __doc__ = "Flower's FedTrimmedAvg(beta=0.2) by edgefast.aggregate.trimmed_mean.\n" + _OPTIONS
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        return aggregate.trimmed_mean(models, trim=self.beta, ints=self.ints, num_threads=self.num_threads), None
+
+
+class MultiKrum(_Gathering, flower.MultiKrum):
+    __doc__ = (
+        """Flower's MultiKrum(num_malicious_nodes, num_nodes_to_select) by edgefast.aggregate.multi_krum: right where
+    Flower's float32 distances are not. Metrics are those of the selected nodes.
+"""
+        + _OPTIONS
+    )
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        if len(models) == 1:
+            return models[0], None
+        value, info = aggregate.multi_krum(
+            models,
+            self.num_malicious_nodes,
+            min(self.num_nodes_to_select, len(models)),
+            weights=weights,
+            neighbours="flower",
+            ints=self.ints,
+            num_threads=self.num_threads,
+            return_info=True,
+        )
+        return value, info.selected
+
+
+class Krum(MultiKrum, flower.Krum):
+    __doc__ = "Flower's Krum(num_malicious_nodes) by edgefast.aggregate.krum.\n" + _OPTIONS
+
+
+class Bulyan(_Gathering, flower.Bulyan):
+    __doc__ = (
+        """Flower's Bulyan(num_malicious_nodes) by edgefast.aggregate.bulyan.
+
+    Flower's `selection_rule` is kept: without one (or with this package's select_multikrum) the one-shot selection of
+    Flower 1.22 and later; with another, its choice, then this package's second step. Fewer than 4f + 3 replies: the
+    round is skipped, as in Flower.
+"""
+        + _OPTIONS
+    )
+
+    def _enough(self, count: int) -> bool:
+        least = 4 * self.num_malicious_nodes + 3
+        if count < least:
+            _log.warning(
+                "Insufficient replies, skipping Bulyan aggregation: Required at least %d, got %d", least, count
+            )
+        return count >= least
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        f = self.num_malicious_nodes
+        if self.selection_rule in (_flower_select, _records.select_multikrum):
+            value, info = aggregate.bulyan(
+                models, f, selection="one-shot", ints=self.ints, num_threads=self.num_threads, return_info=True
+            )
+            return value, sorted(info.selected)
+        contents = [
+            app.RecordDict(
+                {
+                    "arrays": m if isinstance(m, ArrayRecord) else _wire.to_record(m),
+                    "metrics": app.MetricRecord({self.weighted_by_key: w}),
+                }
+            )
+            for m, w in zip(models, weights, strict=True)
+        ]
+        places = {id(c): i for i, c in enumerate(contents)}
+        chosen = [places[id(c)] for c in self.selection_rule(contents, f, len(models) - 2 * f)]
+        value = aggregate.meamed([models[i] for i in chosen], 2 * f, ints=self.ints, num_threads=self.num_threads)
+        return value, chosen
+
+
+Rule = Literal[
+    "median",
+    "trimmed_mean",
+    "meamed",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "geometric_median",
+    "centered_clip",
+]
+Before = Literal["nnm", "bucketing", "clip_by_global_norm"]
+_RULES: tuple[str, ...] = (
+    "median",
+    "trimmed_mean",
+    "meamed",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "geometric_median",
+    "centered_clip",
+)
+_BEFORE = ("nnm", "bucketing", "clip_by_global_norm")
+
+
+class RobustStrategy(_Gathering, flower.FedAvg):
+    __doc__ = (
+        """FedAvg with any robust rule of edgefast.aggregate in place of the mean.
+
+    RobustStrategy("geometric_median"), RobustStrategy("centered_clip", {"tau": 10.0}),
+    RobustStrategy("trimmed_mean", {"f": 2}, before=("nnm", {"f": 2})).
+
+    Args:
+        rule: name of a function of edgefast.aggregate: "median", "trimmed_mean", "meamed", "krum", "multi_krum",
+            "bulyan", "geometric_median" or "centered_clip"; or a callable (models, weights) -> model. Centred clipping
+            starts from the model that was sent.
+        options: its keyword arguments.
+        before: what is done to the models first: ("nnm", {"f": 2}), ("bucketing", {"s": 2, "seed": 0}) or
+            ("clip_by_global_norm", {"max_norm": 1.0}). Bucketing's seed moves on by one every round.
+        weighted: give the weights to geometric_median and multi_krum, which take them.
+        fraction_train and so on: FedAvg's, by keyword.
+"""
+        + _OPTIONS
+    )
+
+    def __init__(
+        self,
+        rule: Rule | Callable[[list[Any], list[float]], Any],
+        options: dict[str, Any] | None = None,
+        *,
+        before: tuple[Before, dict[str, Any]] | None = None,
+        weighted: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not callable(rule):
+            _policy.check_choice(rule, "rule", _RULES)
+        if before is not None:
+            _policy.check_choice(before[0], "before", _BEFORE)
+        if weighted and rule not in ("geometric_median", "multi_krum"):
+            raise ValueError(f"weighted: expected False with rule={rule!r}, which takes no weights, got True")
+        super().__init__(**kwargs)
+        self.rule: Rule | Callable[[list[Any], list[float]], Any] = rule
+        self.options: dict[str, Any] = dict(options or {})
+        self.before: tuple[Before, dict[str, Any]] | None = before
+        self.weighted: bool = weighted
+        self._round = 0
+
+    def summary(self) -> None:
+        _log.info("\t├──> Robust rule: %s %s", self.rule, self.options or "")
+        super().summary()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        self._round = server_round
+        return super().aggregate_train(server_round, replies)
+
+    def _rule(self, models: list[Any], weights: list[float]) -> tuple[Any, Sequence[int] | None]:
+        common: dict[str, Any] = {"ints": self.ints, "num_threads": self.num_threads}
+        if self.before is not None:
+            name, options = self.before
+            options = dict(options)
+            if name == "bucketing":
+                options["seed"] = (options.get("seed", 0) + self._round) % (1 << 64)
+            models = getattr(aggregate, name)(models, **options, **common)
+        if callable(self.rule):
+            return self.rule(models, weights), None
+        options = dict(self.options)
+        if self.weighted and len(weights) == len(models):
+            options["weights"] = weights
+        if self.rule == "centered_clip" and self._model is not None:
+            options.setdefault("center", self._model)
+        return getattr(aggregate, self.rule)(models, **common, **options), None
