@@ -137,7 +137,8 @@ def test_the_interpreter_exits_with_processes_and_tasks() -> None:
 def test_ctrl_c_ends_a_map(kind: str) -> None:
     script = (
         f"import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
-        "import itertools, threading, pipeline_functions as f\nfrom edgefast.pipeline import Pipeline, Stage\n"
+        "import itertools, signal, threading, pipeline_functions as f\nfrom edgefast.pipeline import Pipeline, Stage\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored\n"
         "try:\n"
         f"    with Pipeline([Stage(f.uneven, workers=2)], backend={kind!r}) as p:\n"
         "        for x in p.map(itertools.count()):\n"
@@ -151,10 +152,14 @@ def test_ctrl_c_ends_a_map(kind: str) -> None:
         text=True,
         start_new_session=True,
     )
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "ready"
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    out, err = child.communicate(timeout=WAIT)
+    with child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline().strip() == "ready"
+            os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+            out, err = child.communicate(timeout=WAIT)
+        finally:
+            child.kill()
     assert out.strip() == "interrupted closed 1"
     assert "Traceback" not in err
     assert child.returncode == 0
