@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workloads import STAGES, Meter
+from pipeline.workloads import STAGES, Meter
 
 from edgefast.pipeline import Decision, Pipeline, Stage, StageSample
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import contenders as C
 import pytest
-import workloads as W
+from pipeline import contenders as C
+from pipeline import workloads as W
 
 
 @pytest.mark.parametrize("name", C.CONTENDERS)
