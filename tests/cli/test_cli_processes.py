@@ -175,9 +175,9 @@ def test_without_the_native_backend_it_is_one_line(chosen: str) -> None:
         timeout=120,
         env={**os.environ, "EDGEFAST_BACKEND": chosen},
     )
+    if "numba is not installed" in done.stderr:
+        pytest.skip("numba is not installed")
     assert done.returncode == 2
     assert done.stdout == ""
-    if "unknown" in done.stderr or "not available" in done.stderr:
-        pytest.skip(done.stderr)
     assert done.stderr.startswith("edgefast run: error: processes: SharedQueue needs ")
     assert done.stderr.count("\n") == 1
