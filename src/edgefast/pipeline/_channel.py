@@ -42,7 +42,8 @@ def dumps(value: Any) -> Message:
         return False
 
     ForkingPickler(out, 5, True, aside).dump(value)
-    return [out.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    # Not getbuffer(): a collected cycle of the two is reported as an error by CPython 3.13.
+    return [memoryview(out.getvalue()), *(buffer.raw() for buffer in buffers)]
 
 
 class Channel:
