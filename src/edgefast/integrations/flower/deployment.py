@@ -24,6 +24,7 @@ __all__ = ["Deployment", "DeploymentError"]
 _HOST = "127.0.0.1"
 _CONNECTION = "edgefast-local"
 _GRACE = 1.5  # seconds from SIGTERM to SIGKILL; a SuperNode takes 3 to say goodbye
+_LAST_WAIT = 10.0  # seconds for which those that have been killed are waited for
 _POLL = "0.1"  # seconds between two looks of Flower's SuperExec for work; its default of 1 s is for machines far apart
 
 
@@ -165,13 +166,15 @@ class Deployment:
         for process in self._processes:
             _signal_group(process, signal.SIGKILL)
             process.wait()
-        # Helpers in sessions of their own notice that their parents are gone, and end; who does not in time is ended.
+        # Helpers in sessions of their own notice that their parents are gone, and end; who does not in time is ended,
+        # and so is what it started in the meantime. A killed process takes a moment to be gone.
         end = time.monotonic() + _GRACE
-        while self.remaining() and time.monotonic() < end:
+        while (left := self.remaining()) and time.monotonic() < end + _LAST_WAIT:
+            if time.monotonic() >= end:
+                for pid in left:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        for pid in self.remaining():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
         self._processes, self.nodes = [], []
 
     def remaining(self) -> list[int]:
