@@ -7,7 +7,9 @@ namespace binned {
 
 typedef vu64 VU;
 constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each stream
+constexpr bool kTouchNext = kCanStream;
 constexpr int kBlock = 16;  // clients side by side
+constexpr int64_t kStreamBytes = int64_t(4) << 20;  // outputs from here on go past the caches
 constexpr int kTopExponent = 2016;  // biased exponent of 2^993
 
 EF_INLINE VU all_bits(uint64_t x) { return VU{} + x; }
@@ -141,28 +143,187 @@ static double sum_one(const void* const* inputs, const double* weights, int64_t 
     return value_one<F>(bins, index);
 }
 
-template <class T>
-static bool mean_tile(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
-                      int64_t offset, int64_t n, bool ahead, void* output) {
+// sums = those of kVectors vectors of coordinates from i on. Twice over the clients: the largest term fixes the bins, and
+// the second reading comes from the cache.
+template <class T, int kVectors>
+static void sum_group(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, int64_t i,
+                      bool ahead, V* sums, bool* flagged) {
     constexpr int F = ef::binned_folds(dtype_of<T>());
-    constexpr int kGroup = 2;  // vectors side by side, to hide the latency of the chains
-    T* out = static_cast<T*>(output) + offset;
-    bool flagged = false;
-    int64_t i = 0;
-    for (; i + kGroup * kLanes <= n; i += kGroup * kLanes) {
-        // Twice over the clients: the largest term fixes the bins, and the second reading comes from the cache.
-        V largest[kGroup] = {}, check[kGroup] = {};
+    V largest[kVectors] = {}, check[kVectors] = {};
+    for (int64_t k = 0; k < clients; k += kBlock) {
+        const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
+        const auto step = [&](int c) __attribute__((always_inline)) {
+            const T* p = static_cast<const T*>(inputs[(k + c) * stride]) + i;
+            const V w = broadcast<V>(weights[k + c]);
+            if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
+            for (int g = 0; g < kVectors; ++g) {
+                const V t = Element<T>::read(p + g * kLanes) * w;
+                const V a = (V)magnitude_bits(t);
+                largest[g] = maximum(a, largest[g]);
+                check[g] += t;  // NaN and infinity stay; maximum may lose a NaN
+            }
+        };
+        if constexpr (is_floating(dtype_of<T>())) {
+            EF_EACH_OF(count, step)
+        } else {
+            for (int c = 0; c < count; ++c) step(c);
+        }
+    }
+    V magic[kVectors][F];
+    VI bins[kVectors][F], index[kVectors], special[kVectors];
+    for (int g = 0; g < kVectors; ++g) {
+        const VI j = bin_of((VI)largest[g]);
+        index[g] = select(j > VI{} + (F - 1), j, VI{} + (F - 1));
+        const VI top = VI{} + (int64_t(kTopExponent) << 52);
+        special[g] = ((VI)largest[g] >= top) | (magnitude_bits(check[g]) >= (VI{} + (int64_t(0x7ff) << 52)));
+        for (int f = 0; f < F; ++f) {
+            magic[g][f] = (V)magic_bits(index[g] - f);
+            bins[g][f] = VI{};
+        }
+    }
+    for (int64_t k = 0; k < clients; ++k) {
+        const T* p = static_cast<const T*>(inputs[k * stride]) + i;
+        const V w = broadcast<V>(weights[k]);
+        for (int g = 0; g < kVectors; ++g) {
+            V t = Element<T>::read(p + g * kLanes) * w;
+            for (int f = 0; f < F; ++f) {
+                const V s = t + magic[g][f];
+                bins[g][f] = (VI)((VU)bins[g][f] + (VU)s);
+                if (f + 1 < F) t -= s - magic[g][f];
+            }
+        }
+    }
+    for (int g = 0; g < kVectors; ++g) {
+        for (int f = 0; f < F; ++f)
+            bins[g][f] = (VI)((VU)bins[g][f] - (VU)magic[g][f] * static_cast<uint64_t>(clients));
+        sums[g] = value<F>(bins[g], index[g]);
+        if (any(special[g])) {
+            for (int l = 0; l < kLanes; ++l)
+                if (special[g][l])
+                    sums[g][l] = sum_one<T, F>(inputs, weights, clients, stride, i + g * kLanes + l, flagged);
+        }
+    }
+}
+
+// "Without bins" of binned.hpp, as far as it depends on the weights alone.
+struct Proof {
+    double slack;  // of a coordinate whose largest |x| is 1
+    double exact;  // W / 2^(b + 20): at most 2^e for that coordinate where its plain sum is exact
+    double most;   // a larger |x| takes the bins
+    Proof(const double* weights, int64_t clients, double total) {
+        double largest = 0;
+        int64_t unit = 2047;  // b, biased
+        for (int64_t k = 0; k < clients; ++k) {
+            const int64_t bits = as_bits(weights[k]);
+            if (weights[k] > largest) largest = weights[k];
+            const int64_t lowest = (bits >> 52) - 52 + __builtin_ctzll(static_cast<uint64_t>(bits) | uint64_t(1) << 52);
+            if (bits && lowest < unit) unit = lowest;
+        }
+        const double count = static_cast<double>(clients);
+        slack = largest * count / total * (0x1p-43 + count * 0x1p-52);
+        exact = clients <= 512 && unit > 0 ? largest / as_double(unit << 52) : __builtin_inf();
+        exact = exact < 0x1p29 ? exact * 0x1p-20 : __builtin_inf();
+        most = largest < 0x1p864 ? 3.4028234663852886e38 : -1;
+    }
+};
+
+template <int kBytes>
+struct Unsigned;
+template <>
+struct Unsigned<1> {
+    typedef uint8_t type;
+};
+template <>
+struct Unsigned<2> {
+    typedef uint16_t type;
+};
+template <>
+struct Unsigned<4> {
+    typedef uint32_t type;
+};
+// kLanes elements as the integers of their bits.
+template <class T>
+EF_INLINE auto patterns(const T* p) {
+    typedef typename Unsigned<sizeof(T)>::type one;
+    typedef one vec __attribute__((vector_size(sizeof(T) * kLanes)));
+    return load_as<vec>(p);
+}
+
+EF_INLINE vi32 larger(vi32 a, vi32 b) {
+#if defined(EF_TARGET_AVX512)
+    return (vi32)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(EF_TARGET_AVX2)
+    return (vi32)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#elif defined(EF_TARGET_NEON)
+    return (vi32)vmaxq_s32((int32x4_t)a, (int32x4_t)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+EF_INLINE vi32 smaller(vi32 a, vi32 b) {
+#if defined(EF_TARGET_AVX512)
+    return (vi32)_mm512_min_epi32((__m512i)a, (__m512i)b);
+#elif defined(EF_TARGET_AVX2)
+    return (vi32)_mm256_min_epi32((__m256i)a, (__m256i)b);
+#elif defined(EF_TARGET_NEON)
+    return (vi32)vminq_s32((int32x4_t)a, (int32x4_t)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+// Half h of a vector of binary32.
+EF_INLINE V half_of(vf32 v, int h) {
+    vf32_half part;
+    __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + h * static_cast<int>(sizeof(part)), sizeof(part));
+    return to_doubles(part);
+}
+
+// Pairs of vectors side by side: as many as the registers hold.
+constexpr int kPairsAtOnce = EF_VECTOR_BYTES == 64 ? 4 : 2;
+
+// Means of coordinates [i, n) in steps of kPairs pairs of vectors, from plain sums where they settle them; returns where
+// the last step ended.
+template <class T, int kPairs>
+EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
+                        const Proof& proof, int64_t offset, int64_t i, int64_t n, bool ahead, bool streaming, T* out,
+                        bool* flagged) {
+    constexpr int kStep = kPairs * kLanesF32, kBytes = kStep * static_cast<int>(sizeof(T));
+    const vu32 magnitude = vu32{} + 0x7fffffffu;
+    for (; i + kStep <= n; i += kStep) {
+        V sum[2 * kPairs] = {};
+        // Bits of the largest |x|, and of the smallest above zero, plus 2^31 - 1 modulo 2^32: zero is the largest of these.
+        vi32 largest[kPairs] = {}, smallest[kPairs];
+#pragma GCC unroll 4
+        for (int v = 0; v < kPairs; ++v) smallest[v] = (vi32)magnitude;
         for (int64_t k = 0; k < clients; k += kBlock) {
             const int count = clients - k < kBlock ? static_cast<int>(clients - k) : kBlock;
             const auto step = [&](int c) __attribute__((always_inline)) {
                 const T* p = static_cast<const T*>(inputs[(k + c) * stride]) + offset + i;
                 const V w = broadcast<V>(weights[k + c]);
-                if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
-                for (int g = 0; g < kGroup; ++g) {
-                    const V t = Element<T>::read(p + g * kLanes) * w;
-                    const V a = (V)magnitude_bits(t);
-                    largest[g] = maximum(a, largest[g]);
-                    check[g] += t;  // NaN and infinity stay; maximum may lose a NaN
+                if (kPairs > 1) {
+                    if (ahead) {
+#pragma GCC unroll 4
+                        for (int b = 0; b < kBytes; b += 64)
+                            __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + b, 0, 2);
+                    } else if (kTouchNext) {
+#pragma GCC unroll 4
+                        for (int b = 0; b < kBytes; b += 64)
+                            __builtin_prefetch(reinterpret_cast<const char*>(p) + kBytes + b, 0, 3);
+                    }
+                }
+#pragma GCC unroll 4
+                for (int v = 0; v < kPairs; ++v) {
+                    const vf32 x = SingleRead<T>::read(p + v * kLanesF32);
+                    const vu32 a = (vu32)x & magnitude;
+                    largest[v] = larger(largest[v], (vi32)a);
+                    smallest[v] = smaller(smallest[v], (vi32)(a + magnitude));
+#pragma GCC unroll 2
+                    for (int h = 0; h < 2; ++h) {
+                        if constexpr (sizeof(T) == sizeof(float))
+                            sum[2 * v + h] += Element<T>::read(p + v * kLanesF32 + h * kLanes) * w;
+                        else
+                            sum[2 * v + h] += half_of(x, h) * w;
+                    }
                 }
             };
             if constexpr (is_floating(dtype_of<T>())) {
@@ -171,40 +332,66 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
                 for (int c = 0; c < count; ++c) step(c);
             }
         }
-        V magic[kGroup][F];
-        VI bins[kGroup][F], index[kGroup], special[kGroup];
-        for (int g = 0; g < kGroup; ++g) {
-            const VI j = bin_of((VI)largest[g]);
-            index[g] = select(j > VI{} + (F - 1), j, VI{} + (F - 1));
-            const VI top = VI{} + (int64_t(kTopExponent) << 52);
-            special[g] = ((VI)largest[g] >= top) | (magnitude_bits(check[g]) >= (VI{} + (int64_t(0x7ff) << 52)));
-            for (int f = 0; f < F; ++f) {
-                magic[g][f] = (V)magic_bits(index[g] - f);
-                bins[g][f] = VI{};
+        T low[kStep], high[kStep];
+        VI open[2 * kPairs], all = {};
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * kPairs; ++v) {
+            const V most = half_of((vf32)largest[v / 2], v % 2);
+            const V power = half_of((vf32)(((vu32)smallest[v / 2] - magnitude) & 0x7f800000u), v % 2);
+            const VI inexact = ~(most * proof.exact <= power);
+            const V mean = sum[v] / total, slack = (V)((VI)(most * proof.slack) & inexact);
+            Element<T>::write(low + v * kLanes, mean - slack);
+            Element<T>::write(high + v * kLanes, mean + slack);
+            open[v] = __builtin_convertvector(patterns(low + v * kLanes) ^ patterns(high + v * kLanes), VI) |
+                      ~(most <= V{} + proof.most);
+            all |= open[v];
+        }
+        if (any(all)) {
+            for (int v = 0; v < 2 * kPairs; ++v) {
+                if (!any(open[v])) continue;
+                V binned;
+                sum_group<T, 1>(inputs, weights, clients, stride, offset + i + v * kLanes, false, &binned, flagged);
+                Element<T>::write(high + v * kLanes, binned / total);
             }
         }
-        for (int64_t k = 0; k < clients; ++k) {
-            const T* p = static_cast<const T*>(inputs[k * stride]) + offset + i;
-            const V w = broadcast<V>(weights[k]);
-            for (int g = 0; g < kGroup; ++g) {
-                V t = Element<T>::read(p + g * kLanes) * w;
-                for (int f = 0; f < F; ++f) {
-                    const V s = t + magic[g][f];
-                    bins[g][f] = (VI)((VU)bins[g][f] + (VU)s);
-                    if (f + 1 < F) t -= s - magic[g][f];
-                }
+        if (kPairs > 1 && streaming) {
+            constexpr int kWritten = kLanes * static_cast<int>(sizeof(T));
+            stream<kWritten < 16 ? 16 : kWritten>(reinterpret_cast<char*>(out + i), high, sizeof(high));
+        } else {
+            __builtin_memcpy(out + i, high, sizeof(high));
+        }
+    }
+    return i;
+}
+
+template <class T>
+static bool mean_tile(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
+                      const Proof& proof, int64_t offset, int64_t n, bool large, bool ahead, void* output) {
+    constexpr int F = ef::binned_folds(dtype_of<T>());
+    T* out = static_cast<T*>(output) + offset;
+    bool flagged = false;
+    int64_t i = 0;
+    if constexpr (F == 2) {
+        const auto past_line = reinterpret_cast<uintptr_t>(out) % 64;
+        const bool streaming = kCanStream && large && past_line % sizeof(T) == 0;
+        if (streaming && past_line) {
+            const int64_t head = static_cast<int64_t>((64 - past_line) / sizeof(T));
+            if (head < n) {
+                flagged = mean_tile<T>(inputs, weights, clients, stride, total, proof, offset, head, false, ahead, output);
+                offset += head;
+                n -= head;
+                out += head;
             }
         }
-        for (int g = 0; g < kGroup; ++g) {
-            for (int f = 0; f < F; ++f)
-                bins[g][f] = (VI)((VU)bins[g][f] - (VU)magic[g][f] * static_cast<uint64_t>(clients));
-            V sum = value<F>(bins[g], index[g]);
-            if (any(special[g])) {
-                for (int l = 0; l < kLanes; ++l)
-                    if (special[g][l])
-                        sum[l] = sum_one<T, F>(inputs, weights, clients, stride, offset + i + g * kLanes + l, &flagged);
-            }
-            Element<T>::write(out + i + g * kLanes, sum / total);
+        i = steps<T, kPairsAtOnce>(inputs, weights, clients, stride, total, proof, offset, i, n, ahead, streaming, out,
+                                     &flagged);
+        i = steps<T, 1>(inputs, weights, clients, stride, total, proof, offset, i, n, ahead, false, out, &flagged);
+    } else {
+        constexpr int kGroup = 2;  // to hide the latency of the chains
+        for (; i + kGroup * kLanes <= n; i += kGroup * kLanes) {
+            V sums[kGroup];
+            sum_group<T, kGroup>(inputs, weights, clients, stride, offset + i, ahead, sums, &flagged);
+            for (int g = 0; g < kGroup; ++g) Element<T>::write(out + i + g * kLanes, sums[g] / total);
         }
     }
     for (; i < n; ++i)
@@ -355,14 +542,16 @@ struct MeanBody {
     const double* weights;
     int64_t clients;
     double total;
+    Proof proof;
     const ef::TensorSpec* specs;
     int64_t tensors;
-    bool ahead;
+    bool large, ahead;
     void* const* outputs;
     bool flagged;  // set by any thread, read after they were joined
     void operator()(int64_t t, int64_t offset, int64_t n) {
         bool found = false;
-#define EF_CALL(T) found = mean_tile<T>(inputs + t, weights, clients, tensors, total, offset, n, ahead, outputs[t])
+#define EF_CALL(T) \
+    found = mean_tile<T>(inputs + t, weights, clients, tensors, total, proof, offset, n, large, ahead, outputs[t])
         EF_FOR_DTYPE(specs[t].dtype, EF_CALL)
 #undef EF_CALL
         if (found) __atomic_store_n(&flagged, true, __ATOMIC_RELAXED);
@@ -371,8 +560,12 @@ struct MeanBody {
 
 static bool mean(const void* const* inputs, const double* weights, int64_t clients, double total,
                  const ef::TensorSpec* specs, int64_t tensors, void* const* outputs, int threads) noexcept {
-    MeanBody body = {inputs, weights, clients, total, specs, tensors, ef::prefers_prefetch(), outputs, false};
-    walk(specs, tensors, 2 * clients, threads, body);
+    int64_t elements = 0;
+    for (int64_t t = 0; t < tensors; ++t) elements += specs[t].size;
+    const bool large = elements * int64_t{4} >= kStreamBytes;
+    MeanBody body = {inputs, weights, clients, total,   Proof(weights, clients, total), specs, tensors, large,
+                     ef::prefers_prefetch(), outputs, false};
+    walk(specs, tensors, 2 * clients, threads, body, kChunk);
     return body.flagged;
 }
 

@@ -19,6 +19,19 @@
 //     |sum - exact| <= K 2^(-44 (F - 1)) max |w_k x_k|  +  2^-53 sum |w_k x_k|  +  2^-51 |exact|
 // the second from rounding the products, the third from the one conversion to binary64 and the division by the total.
 //
+// Without bins. The mean of elements with F = 2 has at most 24 bits, and the plain sum p of its terms, in any order, mostly
+// settles them; the kernel forms the bins where it does not, so the bits are those of the bins. Let X be the largest |x|
+// of the coordinate, x the smallest above zero, W the largest weight, and D the quotient, in binary64, that the bins give.
+//   - |D - p / total| <= slack = (K W X / total) (2^-43 + K 2^-52), p / total rounded: the bins lose at most
+//     K 2^-44 W X, p at most K^2 2^-53 W X (1 + 2^-30), and the roundings of sum and quotient 2^-51 K W X. Twice that
+//     leaves room for the rounding of slack itself. Rounding is monotone: if p / total - slack and p / total + slack
+//     round to one element, that is the element of D.
+//   - That fails around every tie between two elements, and with two or four equal weights a tie is common. But let 2^b
+//     divide all weights, W < 2^(b + 29), K <= 512, and W X <= 2^(b + 20) 2^e with 2^e <= x < 2^(e + 1). Then all products
+//     are exact multiples of g = 2^(b + e - 23) (elements have at most 24 bits), every partial sum is at most 2^52 g, so p
+//     is exact; and u_(top-1) <= 2^-43 W X <= g, so the bins lose nothing and D = p / total.
+//   - Values that are not finite, and weights from 2^864 on, always take the bins.
+//
 // Terms of 2^993 and more count as infinite. Non-finite terms turn the coordinate's index into a flag (kPlusInfinity,
 // kMinusInfinity, kNan; both infinities make kNan), its sums into zero: flags too are order-free.
 //

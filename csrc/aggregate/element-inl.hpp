@@ -157,6 +157,40 @@ struct Element<Half> {
 #endif
 };
 
+// kLanesF32 elements of a type that binary32 holds; integers of at most 16 bits here, the others below.
+template <class T>
+struct SingleRead {
+    typedef T small __attribute__((vector_size(sizeof(T) * kLanesF32)));
+    EF_INLINE vf32 read(const T* p) { return __builtin_convertvector(load_as<small>(p), vf32); }
+};
+template <>
+struct SingleRead<float> {
+    EF_INLINE vf32 read(const float* p) { return load_as<vf32>(p); }
+};
+template <>
+struct SingleRead<Bool> {
+    EF_INLINE vf32 read(const Bool* p) { return SingleRead<uint8_t>::read(reinterpret_cast<const uint8_t*>(p)); }
+};
+template <>
+struct SingleRead<Brain> {
+    typedef uint16_t small __attribute__((vector_size(2 * kLanesF32)));
+    EF_INLINE vf32 read(const Brain* p) { return (vf32)(__builtin_convertvector(load_as<small>(p), vi32) << 16); }
+};
+template <>
+struct SingleRead<Half> {
+    EF_INLINE vf32 read(const Half* p) {
+#if defined(EF_TARGET_AVX512)
+        return (vf32)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif defined(EF_TARGET_AVX2)
+        return (vf32)_mm256_cvtph_ps(load_as<__m128i>(p));
+#else
+        vf32 v = {};
+        for (int i = 0; i < kLanesF32; ++i) v[i] = static_cast<float>(Element<Half>::read_one(p + i));
+        return v;
+#endif
+    }
+};
+
 // STEP(c) for c = 0 ... count - 1, count <= 16, each from code of its own: prefetchers that watch the address of a load
 // instruction then see one stream each. A loop over the clients shows them one instruction that jumps about, and costs
 // half of Zen 5's bandwidth.

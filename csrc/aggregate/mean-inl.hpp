@@ -5,8 +5,6 @@ namespace mean {
 
 #include "aggregate/element-inl.hpp"
 
-typedef int32_t VI32 __attribute__((vector_size(EF_VECTOR_BYTES)));
-
 // ---- the two kinds of sums -------------------------------------------------------------------------------------
 
 template <class T>
@@ -23,45 +21,11 @@ struct Wide : Element<T> {
     EF_INLINE bool not_finite_one(double v) { return !(__builtin_fabs(v) <= 1.7976931348623157e308); }
 };
 
-// Vectors of kLanesF32 elements to and from binary32; integers of at most 16 bits, float types and bool below.
-template <class T>
-struct SingleRead {
-    typedef T small __attribute__((vector_size(sizeof(T) * kLanesF32)));
-    EF_INLINE vf32 read(const T* p) { return __builtin_convertvector(load_as<small>(p), vf32); }
-};
-template <>
-struct SingleRead<float> {
-    EF_INLINE vf32 read(const float* p) { return load_as<vf32>(p); }
-};
-template <>
-struct SingleRead<Bool> {
-    EF_INLINE vf32 read(const Bool* p) { return SingleRead<uint8_t>::read(reinterpret_cast<const uint8_t*>(p)); }
-};
-template <>
-struct SingleRead<Brain> {
-    typedef uint16_t small __attribute__((vector_size(2 * kLanesF32)));
-    EF_INLINE vf32 read(const Brain* p) { return (vf32)(__builtin_convertvector(load_as<small>(p), VI32) << 16); }
-};
-template <>
-struct SingleRead<Half> {
-    EF_INLINE vf32 read(const Half* p) {
-#if defined(EF_TARGET_AVX512)
-        return (vf32)_mm512_cvtph_ps(load_as<__m256i>(p));
-#elif defined(EF_TARGET_AVX2)
-        return (vf32)_mm256_cvtph_ps(load_as<__m128i>(p));
-#else
-        vf32 v = {};
-        for (int i = 0; i < kLanesF32; ++i) v[i] = static_cast<float>(Element<Half>::read_one(p + i));
-        return v;
-#endif
-    }
-};
-
 template <class T>
 struct Single : SingleRead<T> {
     typedef float Sum;
     typedef vf32 Vec;
-    typedef VI32 Mask;
+    typedef vi32 Mask;
     static constexpr int lanes = kLanesF32;
     EF_INLINE float read_one(const T* p) { return static_cast<float>(Element<T>::read_one(p)); }
     EF_INLINE void write_one(T* p, float mean) { Element<T>::write_one(p, static_cast<double>(mean)); }
@@ -72,9 +36,9 @@ struct Single : SingleRead<T> {
             Element<T>::write(p + half * kLanes, __builtin_convertvector(part, V));
         }
     }
-    EF_INLINE VI32 not_finite(vf32 v) {
-        const VI32 exponent = VI32{} + 0x7f800000;
-        return ((VI32)v & exponent) == exponent;
+    EF_INLINE vi32 not_finite(vf32 v) {
+        const vi32 exponent = vi32{} + 0x7f800000;
+        return ((vi32)v & exponent) == exponent;
     }
     EF_INLINE bool not_finite_one(float v) { return !(__builtin_fabsf(v) <= 3.402823466e38f); }
 };

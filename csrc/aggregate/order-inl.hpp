@@ -407,7 +407,7 @@ static void half_differences_of(const char* const* from, float* rows) {
         vi32 v[K];
 #pragma GCC unroll 16
         for (int k = 0; k < K; ++k) {
-            __builtin_prefetch(x[k] + (i + ef::kSegment) * 4, 0, 2);
+            __builtin_prefetch(x[k] + (i + ef::kSegment) * 4, 0, 3);  // Zen 5 does better than with the second level
             v[k] = flip_negative(load_as<vi32>(x[k] + i * 4));
         }
         Apply<K, 0>::run(v);

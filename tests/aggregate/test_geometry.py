@@ -100,6 +100,24 @@ def test_from_the_median_few_steps_are_enough(backend: str, far: float) -> None:
     np.testing.assert_allclose(geometric_median(list(x), start="median", ftol=0), z, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("outlier", [1.0, 1e5])
+def test_converging_onto_an_update_keeps_what_cancels_in_the_gram_matrix(
+    backend: str, scale: float, outlier: float
+) -> None:
+    # An update of more than half the weight is the geometric median: its distance, a difference of equal numbers, goes
+    # to zero. The float64 reference reads the data in every step.
+    rng = np.random.default_rng(6)
+    x = (rng.normal(size=(5, 700)) * scale).astype(np.float32)
+    x[4] *= np.float32(outlier)
+    alpha, spread = np.array([5.0, 1, 1, 1, 1]), scale * math.sqrt(700)
+    for steps in (4, 40):
+        expected = reference_median(x.astype(np.float64), alpha, 1e-12 * scale, steps, 0, False)
+        found = geometric_median(list(x), alpha.tolist(), eps=1e-12 * scale, max_iter=steps, ftol=0)
+        assert np.linalg.norm(found - expected) <= 5 * 2.0**-24 * spread
+    assert np.linalg.norm(found - x[0]) <= 5 * 2.0**-24 * spread
+
+
 def test_objective_falls(backend: str) -> None:
     x = cloud(9, 50, bad=2)
 

@@ -202,6 +202,76 @@ def test_bin_boundaries_and_extremes(backend: str, dtype: str) -> None:
         assert abs(Fraction(float(expected[i])) - sum(terms, Fraction(0)) / 3) <= bound(terms, 2) / 3 + ulp / 2
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.0, 0.1, 2.0**870])
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_beside_the_ties_between_two_results(backend: str, dtype: str, weight: float) -> None:
+    # The mean without bins (csrc/aggregate/binned.hpp) must see where the plain sum does not settle the rounding: exact
+    # ties, and sums so near to one that the order of a plain sum decides.
+    rng = np.random.default_rng(11)
+    size = 8 * 97
+    info = np.finfo(dtype)
+    low = rng.uniform(1, 2, size).astype(dtype)
+    high = np.nextafter(low, np.array(3, dtype))
+    huge = np.ldexp(low, rng.integers(0, 16 if dtype == "f4" else 6, size)).astype(dtype)
+    tiny = np.ldexp(rng.choice([-1.0, 0.0, 1.0], size), -rng.integers(20, 26 if dtype == "f2" else 90, size))
+    four, zero = np.array(4, dtype), np.zeros(size, dtype)
+    near = [low * four, huge, high * four, tiny.astype(dtype), zero, -huge, zero, zero]
+    pair = list(rng.normal(size=(2, size)).astype(dtype))
+    differs = 0
+    for updates in (near, pair, pair * 2, near[:1] + near[2:3] + near[4:5] * 6):
+        weights = [weight] * len(updates)
+        found = mean(updates, weights)
+        assert found.tobytes() == filled(updates, weights, range(len(updates))).result().tobytes()
+        for _ in range(3):
+            order = rng.permutation(len(updates))
+            assert mean([updates[k] for k in order], weights).tobytes() == found.tobytes()
+            differs += weighted_mean([updates[k] for k in order], weights).tobytes() != found.tobytes()
+    assert differs or dtype == "f2"  # 11 bits: float64 never loses any of these
+    exact = (low.astype(np.float64) + high.astype(np.float64)) / 2
+    if weight != 0.1:  # whose products are rounded
+        assert (mean([low, high], [weight] * 2) == exact.astype(dtype)).all()
+    assert np.abs(mean(near, [weight] * 8) - exact).max() <= 2 * info.eps
+
+
+@pytest.mark.parametrize("case", ["zeros", "subnormals", "one value", "spread", "nan", "inf"])
+def test_the_mean_is_what_the_bins_hold(backend: str, case: str) -> None:
+    rng = np.random.default_rng(3)
+    for dtype, size in (("f4", 300), ("f2", 131), ("i1", 90), ("u2", 75), ("?", 80)):
+        rows = rng.normal(size=(20, size)) * 40
+        if case == "zeros":
+            rows *= rng.random(rows.shape) < 0.1
+        elif case == "subnormals":
+            rows *= {"f4": 2.0**-149, "f2": 2.0**-24}.get(dtype, 1.0)
+        elif case == "one value":
+            rows[1:] = 0
+        elif case == "spread":
+            rows *= 2.0 ** rng.integers(-60, 60 if dtype == "f4" else 3, size=rows.shape)
+        with np.errstate(invalid="ignore", over="ignore"):
+            updates = list(np.abs(rows).astype(dtype) if dtype in ("u2", "?") else rows.astype(dtype))
+        if dtype in ("f4", "f2") and case in ("nan", "inf"):
+            updates[3][5], updates[17][70] = (np.nan, np.nan) if case == "nan" else (np.inf, -np.inf)
+        for weights in ([1.0] * 20, list(range(1, 21)), rng.random(20).tolist()):
+            found = mean(updates, weights, nonfinite="propagate")
+            acc = filled(updates, weights, rng.permutation(20), nonfinite="propagate")
+            assert found.tobytes() == acc.result().tobytes()
+
+
+def test_large_outputs_and_updates_that_begin_anywhere(backend: str) -> None:
+    if not backend.startswith("native"):
+        pytest.skip("only the kernels write past the caches")
+    size = (1 << 20) + 77
+    rng = np.random.default_rng(0)
+    updates = [rng.standard_normal(size + 3, np.float32)[k : size + k] for k in range(3)]
+    weights = [2.0, 1.0, 5.0]
+    acc = filled(updates, weights, [2, 0, 1])
+    for begin in (0, 1, 16):
+        out = np.full(size + 40, 7, np.float32)
+        mean(updates, weights, out=out[begin : begin + size], num_threads=2)
+        assert out[begin : begin + size].tobytes() == acc.result().tobytes()
+        assert (out[:begin] == 7).all()
+        assert (out[begin + size :] == 7).all()
+
+
 def test_non_finite_terms_are_order_free_too(backend: str) -> None:
     rows = np.zeros((4, 40))
     rows[:, :] = np.arange(40)
