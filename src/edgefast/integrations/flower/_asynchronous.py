@@ -228,7 +228,10 @@ class _Run:
             return
         content = reply.content
         try:
-            weight = _records.weight_of(content, strategy.weighted_by_key, sent.node)
+            weight = strategy._weight(content, sent.node)
+            if strategy.weighted and weight == 0:
+                _log.info("\t> Reply from node %d has weight 0: not used", sent.node)
+                return
             delta = self._difference(_records.arrays_of(content, sent.node), sent)
             self.stepped = self.server.add(delta, sent.version, weight if strategy.weighted else 1.0, client=sent.node)
         except UpdateError as error:
@@ -255,7 +258,10 @@ class _Run:
         return {key: self._subtract(model[key], base, already, sent.node, key) for key, base in sent.arrays.items()}
 
     def _subtract(self, value: Any, base: Any, already: bool, node: int, key: str) -> Any:
-        here = value if isinstance(value, np.ndarray) else _wire.npy.array_in(value.data)
+        try:
+            here = value if isinstance(value, np.ndarray) else _wire.npy.array_in(value.data)
+        except ValueError as error:
+            raise DtypeMismatch.of(node, key, "an Array of .npy bytes", str(error)) from None
         there = _wire.npy.array_in(base.data)
         if here.dtype != there.dtype or here.shape != there.shape:
             raise DtypeMismatch.of(node, key, f"{there.dtype} of {there.shape}", f"{here.dtype} of {here.shape}")
