@@ -680,6 +680,14 @@ def hostile_sums(**changes: Any) -> dict[str, Any]:
     return dict(_wire.from_sums(acc))
 
 
+def bomb(difference: bool) -> dict[str, Any]:
+    """A few bytes that say they are 256 TiB."""
+    encoded = Quantizer("topk", fraction=0.5).encode({"w": np.ones(3, np.float32), "n": np.array(3)})
+    places = [t for t, (dtype, _) in enumerate(encoded._tensors) if dtype == np.float32]
+    encoded._tensors[places[0]] = (np.dtype(np.float32), (1 << 46,))
+    return dict(_wire.from_encoded(encoded, difference=difference))
+
+
 FITS = {"w": np.ones(3, np.float32), "n": np.array(3)}
 OBJECTS = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (3,), }".ljust(128)
 HOSTILE: dict[str, Callable[[], tuple[dict[str, Any] | None, dict[str, Any] | None]]] = {
@@ -697,6 +705,8 @@ HOSTILE: dict[str, Callable[[], tuple[dict[str, Any] | None, dict[str, Any] | No
     "NaN": lambda: ({"w": np.full(3, np.nan, np.float32), "n": np.array(3)}, {"num-examples": 10, "loss": 0.5}),
     "huge integer": lambda: ({"w": FITS["w"], "n": np.array(2**62)}, {"num-examples": 10, "loss": 0.5}),
     "NaN in sums": lambda: (hostile_sums(), {"num-examples": 10, "loss": 0.5}),
+    "a bomb": lambda: (bomb(False), {"num-examples": 10, "loss": 0.5}),
+    "a difference that is a bomb": lambda: (bomb(True), {"num-examples": 10, "loss": 0.5}),
     "other sums": lambda: (hostile_sums(accumulate="float32"), {"num-examples": 10, "loss": 0.5}),
 }
 DROPPING: dict[str, Callable[[], Any]] = {

@@ -239,6 +239,7 @@ class MeanAccumulator:
                 if self._ints == "round":
                     _policy.check_integers(packed, self._template.keys, name)
                 return packed
+            update._order(self._template, name)  # before what it says it is has been allocated
             update = update.decode(num_threads=self._num_threads)
         arrays = self._template.flatten(update, name)
         keys = self._template.keys

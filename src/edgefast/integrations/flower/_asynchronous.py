@@ -13,6 +13,7 @@ import numpy as np
 
 from edgefast import aggregate
 from edgefast.aggregate import DtypeMismatch, Encoded, StructureMismatch, UpdateError
+from edgefast.aggregate._template import Template
 from edgefast.integrations.flower import _records, _wire
 from edgefast.integrations.flower._flwr import (
     ArrayRecord,
@@ -252,6 +253,7 @@ class _Run:
         if isinstance(model, Encoded):
             if already and floats:
                 return model
+            model._order(Template(sent.arrays), sent.node)  # a few bytes may say they are terabytes
             model = model.decode(num_threads=self.strategy.num_threads)
         if not isinstance(model, Mapping) or set(model) != set(sent.arrays):
             raise StructureMismatch.of(sent.node, None, "the keys of the model that was sent", "others")
