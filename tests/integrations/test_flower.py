@@ -755,6 +755,17 @@ def test_one_hostile_node_does_not_end_the_run(strategy: str, hostile: str) -> N
     assert set(result.train_metrics_clientapp) == {1, 2}
 
 
+@pytest.mark.parametrize("rule", [("geometric_median", {}), ("centered_clip", {"tau": 1.0}), ("median", {})])
+@pytest.mark.parametrize("before", [None, ("nnm", {"f": 1}), ("clip_by_global_norm", {"max_norm": 9.0})])
+def test_a_finite_liar_does_not_end_the_run(rule: Any, before: Any) -> None:
+    made = [content({"w": np.full(3, v)}) for v in (1.0, 1.5, 1e200, 1.0)]
+    model = ArrayRecord({"w": Array(np.ones(3))})
+    strategy = ours.RobustStrategy(*rule, before=before, invalid="drop")
+    strategy.configure_train(1, model, ConfigRecord(), ours.LocalGrid(digits_app(), 4))
+    arrays, _ = strategy.aggregate_train(1, replies(made))
+    assert 0.9 < arrays["w"].numpy().max() < 2
+
+
 def test_weights_all_zero_leave_the_model() -> None:
     made = replies([content({"w": np.ones(3)}, 0, loss=1.0)] * 2)
     with pytest.raises(ZeroWeightError):

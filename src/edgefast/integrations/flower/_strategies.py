@@ -59,6 +59,8 @@ _log = logging.getLogger("flwr")
 
 #: Replies that are all there are added so many at a time.
 _BATCH = 16
+#: Squared norms below it have distances and products a float64 holds.
+_MOST_SQUARES = 2.0**1000
 
 Invalid = Literal["raise", "drop"]
 Downlink = Literal["float", "bfloat16"]
@@ -537,6 +539,9 @@ class FedYogi(_Adaptive, flower.FedYogi):
 class _Gathering(_Edge):
     """Strategies whose rule needs all models: their bytes are kept as they came, and read in place."""
 
+    #: Whether the rule stops at distances beyond float64.
+    _distances = False
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -608,6 +613,11 @@ class _Gathering(_Edge):
                 _policy.check_integers(arrays, template.keys, node)
             if not backends.kernels().all_finite(arrays, backends.num_threads(self.num_threads)):
                 raise nonfinite_error(arrays, template.keys, node)
+            if self._distances and any(a.dtype == np.float64 for a in arrays):
+                squares = np.zeros(1)
+                backends.kernels().square_norms([arrays], None, squares, backends.num_threads(self.num_threads))
+                if not squares[0] < _MOST_SQUARES:
+                    raise NonFiniteUpdate.of(node, None, "a norm below 2**500", "a larger one")
         return model
 
     def _enough(self, count: int) -> bool:
@@ -744,6 +754,7 @@ class RobustStrategy(_Gathering, flower.FedAvg):
 """
         + _OPTIONS
     )
+    _distances = True
 
     def __init__(
         self,
