@@ -130,7 +130,8 @@ def test_an_error_leaves_the_accumulator_as_it_was(backend: str, update: Any, er
         acc.add(update, client="door-7")
     with pytest.raises(error, match="client 1"):
         acc.add(update)
-    for weight, expected in ((-1, ValueError), (np.inf, ValueError), ("1", TypeError), (1e300, ValueError)):
+    too_large = (1e300, ValueError), (10**400, ValueError)
+    for weight, expected in ((-1, ValueError), (np.inf, ValueError), ("1", TypeError), *too_large):
         with pytest.raises(expected, match=r"^weight: expected"):
             acc.add({"w": np.ones(3, np.float32), "n": np.ones(2, int)}, weight)  # type: ignore[arg-type]
     assert acc.to_bytes() == before
@@ -145,6 +146,53 @@ def test_dropped_updates_are_counted(backend: str) -> None:
     through = MeanAccumulator(np.zeros(2), nonfinite="propagate")
     through.add(np.array([np.inf, 1.0]))
     assert through.result().tolist() == [np.inf, 1.0]
+
+
+@pytest.mark.parametrize("accumulate", ["float64", "float32", "reproducible"])
+@pytest.mark.parametrize("bad", [[], [0], [3], [7], [0, 7], list(range(8))])
+def test_nan_among_the_first_updates_of_a_batch(backend: str, accumulate: Any, bad: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    updates = [{"w": rng.normal(size=33).astype(np.float32), "n": rng.integers(0, 9, 3)} for _ in range(8)]
+    for i in bad:
+        updates[i]["w"][i] = (np.nan, np.inf, -np.inf)[i % 3]
+    weights = [float(k + 1) for k in range(8)]
+    for start in (0, 1):  # the sums are fresh, or somebody was there before
+        for before in (False, True):  # or the memory of another round is used
+            one, many, strict = (
+                MeanAccumulator(updates[0], accumulate=accumulate, ints="max", nonfinite=policy)
+                for policy in ("drop", "drop", "raise")
+            )
+            for acc in (one, many, strict):
+                if before:
+                    acc.add({"w": np.ones(33, np.float32), "n": np.ones(3, int)})
+                    acc.reset()
+                for _ in range(start):
+                    acc.add({"w": np.full(33, 2.0, np.float32), "n": np.ones(3, int)}, 2)
+            for update, weight in zip(updates, weights, strict=True):
+                one.add(update, weight)
+            many.add_many(updates, weights)
+            assert many == one
+            assert many.dropped == len(bad)
+            if bad:
+                empty = strict.to_bytes()
+                with pytest.raises(NonFiniteUpdate, match=f"client {start + bad[0]}, key 'w'"):
+                    strict.add_many(updates, weights)
+                assert strict.to_bytes() == empty
+            else:
+                strict.add_many(updates, weights)
+            good = [k for k in range(8) if k not in bad]
+            again = MeanAccumulator(updates[0], accumulate=accumulate, ints="max", nonfinite="drop")
+            again.add({"w": np.full(33, 2.0, np.float32), "n": np.ones(3, int)}, 2)
+            if start and good:
+                again.add_many([updates[k] for k in good], [weights[k] for k in good])
+                assert (again.result()["w"] == many.result()["w"]).all()
+
+
+def test_a_batch_of_finite_numbers_may_overflow(backend: str) -> None:
+    acc = MeanAccumulator(np.zeros(2))
+    acc.add_many([np.array([1.7e308, 1.0])] * 4)
+    assert acc.count == 4
+    assert acc.result().tolist() == [np.inf, 1.0]
 
 
 def test_nothing_added_is_a_zero_weight_error(backend: str) -> None:
@@ -359,6 +407,8 @@ for _ in range(200):
         (sealed(META, b"\0" * 16, weight=float("nan")), "weight nan of 1 updates"),
         (sealed(META, b"\0" * 16, weight=-1.0), "weight -1.0 of 1 updates"),
         (sealed(META, b"\0" * 16, weight=1.0, count=0), "weight 1.0 of 0 updates"),
+        (sealed(META, b"\0" * 16, weight=1e300, count=3), "weight 1e[+]300 of 3 updates"),
+        (sealed(META, b"\0" * 16, weight=1e-300, count=3), "weight 1e-300 of 3 updates"),
     ],
 )
 def test_bytes_that_are_no_accumulator(data: bytes, message: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -283,6 +286,7 @@ def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict
         (header(b"[1, 2"), "not a .safetensors header"),
         (header([1]), "not a .safetensors header"),
         (header(b'{"a":' * 3000), "not a .safetensors header"),
+        (header(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "its name is no Unicode text"),
         (header({"a": 3}), "tensor 'a': expected dtype, shape and data_offsets"),
         (header({"a": tensor("F8_E4M3")}, b"\0" * 8), "tensor 'a': expected dtype F64, .* got F8_E4M3"),
         (header({"a": tensor(shape=[-2])}, b"\0" * 8), "tensor 'a': shape"),
@@ -363,6 +367,48 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+SLOW = """
+import sys, time
+from edgefast.aggregate import average
+tiles = average._tiles
+def slow(readers, entry):
+    for rows in tiles(readers, entry):
+        yield rows
+        print("tile", flush=True)
+        time.sleep(60)
+average._tiles = slow
+from edgefast.cli import main
+sys.exit(main(["average", sys.argv[1], "-o", sys.argv[2]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_ended_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    path = write_safetensors(tmp_path / "c.safetensors", {"a": np.ones(9, np.float32)})
+    command = [sys.executable, "-c", SLOW, str(path), str(tmp_path / "o.safetensors")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"tile\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_safetensors(tmp_path / "c.safetensors", {"a": np.ones(9, np.float32)})
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        average_checkpoints([path], out=tmp_path / "o.npz")
+    assert caught.value.filename == str(tmp_path / "o.npz")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 MEASURE = """
@@ -433,6 +479,16 @@ def test_command(capsys: pytest.CaptureFixture[str], files: list[Path], tmp_path
         (["c0.safetensors", "-o", "o.safetensors", "--backend", "gpu"], "unknown backend 'gpu'"),
         (["c0.safetensors", "-o", "o.npz"], "tensor 'brain' is bfloat16"),
         (["c0.safetensors", "-o", "o.safetensors", "--byzantine", "1"], "options: the mean takes none, got f"),
+        (
+            ["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed", "--trim", "0.1"],
+            "options: expected those of meamed, got trim",
+        ),
+        (["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed"], "options: meamed needs f"),
+        (
+            ["c0.safetensors", "-o", "o.safetensors", "--rule", "trimmed", "--byzantine", "1"],
+            "error: trimmed_mean: expected at least 3 updates",
+        ),
+        (["c0.safetensors", "-o", "absent/o.safetensors"], "error: absent/o.safetensors: No such file or directory"),
     ],
 )
 def test_command_errors_are_one_line(

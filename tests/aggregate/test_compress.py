@@ -622,6 +622,20 @@ def test_sizes_out_of_thin_air_cost_nothing() -> None:
         MeanAccumulator(np.zeros(3, np.float32)).add(encoded)
 
 
+@pytest.mark.parametrize("options", [{}, {"accumulate": "float32"}, {"accumulate": "reproducible"}, {"partial": True}])
+def test_an_accumulator_compares_sizes_before_it_expands_them(options: dict[str, Any]) -> None:
+    encoded = Quantizer("topk", fraction=0.5).encode({"w": np.ones(4, np.float32)})
+    encoded._tensors[0] = (np.dtype(np.float32), (1 << 46,))
+    bomb = Encoded.from_bytes(encoded.to_bytes())
+    acc = MeanAccumulator({"w": np.ones(4, np.float32), "v": np.ones(2)}, **options)
+    with pytest.raises((ShapeMismatch, StructureMismatch), match="client 0"):
+        acc.add(bomb)
+    if options.get("partial"):
+        acc.add(Quantizer("topk", fraction=1).encode({"w": np.ones(4, np.float32)}))
+        acc.add({"v": np.ones(2)})
+        assert acc.result()["w"].tolist() == [1.0] * 4
+
+
 def test_any_alignment_and_pickle(backend: str) -> None:
     import pickle
 

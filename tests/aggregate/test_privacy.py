@@ -133,6 +133,13 @@ def test_sensitivity_in_exact_arithmetic(x: np.ndarray, clip: float, z: float) -
     assert np.abs(sums[0] * step - x * scale).max() <= step + 1e-11 * clip
 
 
+def test_what_a_float64_sum_of_squares_loses_does_not_break_the_bound() -> None:
+    """30 000 tensors whose squares are each just too small to be seen beside the first one's."""
+    update = [np.array(1.0)] + [np.array(np.nextafter(2**-26.5, 0))] * 30_000
+    clipped = GaussianMechanism(0.0, 0.75).mean([update])
+    assert sum(Fraction(float(x)) ** 2 for x in clipped) <= Fraction(0.75) ** 2
+
+
 def test_noise_has_the_stated_scale_and_lies_on_the_grid(generator: str) -> None:
     z, clip, n = 1.5, 3.0, 4
     mechanism = GaussianMechanism(z, clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import pickle
@@ -33,6 +34,7 @@ from edgefast.aggregate import (
     UpdateError,
     _ring,
     _shamir,
+    secure,
 )
 from edgefast.aggregate._ring import FixedPoint, add_masks
 from edgefast.aggregate._template import Template
@@ -339,9 +341,20 @@ def test_shamir_constants_and_bad_shares() -> None:
 class Round:
     """A session of five clients, stopped before a step."""
 
-    def __init__(self, before: str, signed: bool = False, n: int = 5, threshold: int = 3) -> None:
+    def __init__(
+        self,
+        before: str,
+        signed: bool = False,
+        n: int = 5,
+        threshold: int = 3,
+        *,
+        setup: Setup | None = None,
+        keys: dict[int, tuple[bytes, bytes]] | None = None,
+    ) -> None:
         self.server = SecureAggregator(np.zeros(4), n, threshold)
-        keys = {i: SecureClient.new_signing_key() for i in range(n)}
+        if setup is not None:  # that of another run, which an honest server does not use again
+            self.server._setup, self.server._context = setup, secure._context(setup)
+        self.keys = keys = keys or {i: SecureClient.new_signing_key() for i in range(n)}
         self.trusted = {i: public for i, (_, public) in keys.items()} if signed else None
         self.clients = {
             i: SecureClient(i, self.server.setup(), signing_key=keys[i][0] if signed else None, trusted=self.trusted)
@@ -550,6 +563,27 @@ def test_signatures() -> None:
     unsigned = Round("unmask")
     with pytest.raises(ProtocolError, match="expected a signing key"):
         unsigned.clients[0].confirm(unsigned.alive)
+
+
+def test_signatures_of_one_run_are_worth_nothing_in_another() -> None:
+    """A server that uses its session again, with clients of the same signing keys, to show them two lists."""
+    first = Round("unmask", signed=True)
+    for i in (0, 1, 2):
+        first.server.receive(first.clients[i].confirm(first.alive))
+    old = first.server.confirmations()
+    again = Round("unmask", signed=True, setup=first.server.setup(), keys=first.keys)
+    assert again.server.session == first.server.session
+    with pytest.raises(TamperedMessage, match="expected 3 valid signatures, got 0"):
+        again.clients[3].unmask(again.alive, old)
+    # Nor are those of clients that were shown other keys.
+    apart = Round("share", signed=True)
+    signatures = set()
+    for members in (apart.roster.members, apart.roster.members[:4]):
+        client = copy.copy(apart.clients[0])
+        client.share(Roster(apart.server.session, members))
+        client._held, client._step = dict.fromkeys(range(4), (b"", b"")), "unmask"
+        signatures.add(client.confirm(Survivors(apart.server.session, (0, 1, 2, 3))).signature)
+    assert len(signatures) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from edgefast.backends.table import Array
 
 __all__ = [
     "MOST_UPDATES",
+    "RANGE",
     "Accumulate",
     "Ints",
     "Nonfinite",
@@ -34,7 +35,7 @@ INTS = ("round", "max", "first", "skip", "error")
 NONFINITE = ("raise", "drop", "propagate")
 _EXACT = 2**53
 #: Exponents of the smallest and largest weight: products then neither overflow nor lose digits by themselves.
-_RANGE = {"float64": 900, "reproducible": 900, "float32": 60}
+RANGE = {"float64": 900, "reproducible": 900, "float32": 60}
 #: What one reproducible sum may hold (csrc/aggregate/binned.hpp: kBinnedTerms).
 MOST_UPDATES = 2**20 - 1
 _UNIT_BITS = 952  # 2**-900 with its 52 digits after the first is a multiple of 2**-952
@@ -61,9 +62,11 @@ def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
         weight = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    except OverflowError:  # an integer beyond float64
+        weight = math.inf
     if not math.isfinite(weight) or weight < 0:
         raise ValueError(f"{name}: expected a finite weight >= 0, got {weight}")
-    most = _RANGE[accumulate]
+    most = RANGE[accumulate]
     if weight and not 2.0**-most <= weight <= 2.0**most:
         raise ValueError(f"{name}: expected 0 or a weight from 2**-{most} to 2**{most}, got {weight}")
     return weight

@@ -30,6 +30,8 @@ _FORMAT: Final = Format("accumulator", b"EFMA", (1, 2, 3), struct.Struct("<4sHxx
 #: Indices of csrc/aggregate/binned.hpp: the highest bin, and the flags of non-finite coordinates.
 _TOP_BIN: Final = 46
 _FLAGS: Final = 253
+#: From so many first updates on it is their sums that are searched for NaN.
+_LATE: Final = 4
 
 
 class MeanAccumulator:
@@ -160,6 +162,18 @@ class MeanAccumulator:
         """Bytes of the accumulated state."""
         return sum(s.nbytes for s in self._sums) + sum(i.nbytes for i in self._index if i is not None)
 
+    def _is_finite(self) -> bool:
+        """Whether no coordinate has become NaN or infinite."""
+        with self._lock:
+            self._settle()
+            return self._sums_are_finite()
+
+    def _sums_are_finite(self) -> bool:
+        if self._accumulate == "reproducible":
+            return all(index is None or not index.size or index.max() < _FLAGS for index in self._index)
+        sums = [self._sums[t] for t in self._averaged]
+        return backends.kernels().all_finite(sums, backends.num_threads(self._num_threads))
+
     def _as_float(self, total: float | int) -> float:
         return _policy.exact_float(int(total)) if self._accumulate == "reproducible" else float(total)
 
@@ -209,10 +223,14 @@ class MeanAccumulator:
         first = self._count
         names = range(first, first + len(updates)) if clients is None else clients
         chosen = [(u, w, n) for u, w, n in zip(updates, found, names, strict=True) if w > 0]
-        self._add([self._read(u, name) for u, _, name in chosen], [w for _, w, _ in chosen])
+        # The first updates are overwritten, not added to: looking at their sums finds a NaN with fewer bytes read.
+        late = first == 0 and len(chosen) >= _LATE and self._accumulate != "reproducible"
+        late = late and not self._template.partial and self._nonfinite != "propagate"
+        models = [self._read(u, name, screen=not late) for u, _, name in chosen]
+        self._add(models, [w for _, w, _ in chosen], [name for *_, name in chosen] if late else None)
 
-    def _read(self, update: Any, name: object) -> list[Any] | None:
-        """The update's arrays after every check; None when it is to be dropped."""
+    def _read(self, update: Any, name: object, *, screen: bool = True) -> list[Any] | None:
+        """The update's arrays after every check (without `screen` but the one for NaN); None when it is dropped."""
         if self._sketch is not None:
             update = _sketch_rows(update, self._sketch, name)
         elif isinstance(update, Encoded):
@@ -221,13 +239,19 @@ class MeanAccumulator:
                 if self._ints == "round":
                     _policy.check_integers(packed, self._template.keys, name)
                 return packed
+            update._order(self._template, name)  # before what it says it is has been allocated
             update = update.decode(num_threads=self._num_threads)
         arrays = self._template.flatten(update, name)
         keys = self._template.keys
         if self._ints == "round":
             _policy.check_integers(arrays, keys, name)
-        if self._nonfinite == "propagate":
+        if self._nonfinite == "propagate" or not screen:
             return arrays
+        return self._screened(arrays, name)
+
+    def _screened(self, arrays: list[Any], name: object) -> list[Any] | None:
+        """The arrays when they are finite; None when they are dropped."""
+        keys = self._template.keys
         here = [t for t in self._averaged if arrays[t] is not None]
         inputs = [arrays[t] for t in here]
         if backends.kernels().all_finite(inputs, backends.num_threads(self._num_threads)):
@@ -236,29 +260,35 @@ class MeanAccumulator:
             raise nonfinite_error(inputs, [keys[t] for t in here], name)
         return None
 
-    def _add(self, models: list[list[Any] | None], weights: list[float]) -> None:
-        used = [(m, w) for m, w in zip(models, weights, strict=True) if m is not None]
+    def _add(
+        self, models: list[list[Any] | None], weights: list[float], unscreened: list[object] | None = None
+    ) -> None:
+        """Adds models; `unscreened` are their names where nobody has looked for NaN yet."""
         with self._lock:
+            used = [(m, w) for m, w in zip(models, weights, strict=True) if m is not None]
+            added = False
+            if unscreened is not None:
+                if self._count == 0:
+                    self._add_up(used)
+                    added = self._sums_are_finite()
+                    self._stale = not added
+                if not added:
+                    found = [
+                        m if isinstance(m, Packed) else self._screened(m, name)
+                        for (m, _), name in zip(used, unscreened, strict=True)
+                    ]
+                    kept = [(m, w) for m, (_, w) in zip(found, used, strict=True) if m is not None]
+                    # With nobody to blame finite numbers have overflowed: adding them up again tells nothing new.
+                    added = self._stale and len(kept) == len(used)
+                    self._stale = self._stale and not added
+                    used = kept
             self._dropped += len(models) - len(used)
             if not used:
                 return
             if self._accumulate == "reproducible" and self._count + len(used) > _policy.MOST_UPDATES:
                 raise ValueError(f"accumulator: expected at most {_policy.MOST_UPDATES} updates in reproducible sums")
-            if self._template.partial:
-                for m, w in used:
-                    here = [t for t in self._averaged if m[t] is not None]
-                    self._accumulate_rows([[m[t] for t in here]], [w], here, False)
-            else:
-                everything = len(self._averaged) == len(self._sums)
-                fresh = self._count == 0
-                for run in packed_runs(used):
-                    weights = [w for _, w in run]
-                    if isinstance(run[0][0], Packed):
-                        self._accumulate_packed([m for m, _ in run], weights, fresh)
-                    else:
-                        rows = [m if everything else [m[t] for t in self._averaged] for m, _ in run]
-                        self._accumulate_rows(rows, weights, self._averaged, fresh)
-                    fresh = False
+            if not added:
+                self._add_up(used)
             for m, w in used:
                 for t in self._kept():
                     if m[t] is None:
@@ -274,6 +304,24 @@ class MeanAccumulator:
                     if m[t] is not None:
                         self._totals[t] += units
                         self._counts[t] += 1
+
+    def _add_up(self, used: list[tuple[list[Any], float]]) -> None:
+        """Add to the sums."""
+        if self._template.partial:
+            for m, w in used:
+                here = [t for t in self._averaged if m[t] is not None]
+                self._accumulate_rows([[m[t] for t in here]], [w], here, False)
+            return
+        everything = len(self._averaged) == len(self._sums)
+        fresh = self._count == 0
+        for run in packed_runs(used):
+            weights = [w for _, w in run]
+            if isinstance(run[0][0], Packed):
+                self._accumulate_packed([m for m, _ in run], weights, fresh)
+            else:
+                rows = [m if everything else [m[t] for t in self._averaged] for m, _ in run]
+                self._accumulate_rows(rows, weights, self._averaged, fresh)
+            fresh = False
 
     def _accumulate_packed(self, rows: list[Any], weights: list[float], fresh: bool) -> None:
         """Compressed updates of one format, dequantised on the way into the sums."""
@@ -559,7 +607,11 @@ class MeanAccumulator:
         total: float | int = weight
         if version >= 2:
             total = _from_number(meta["total"], accumulate)
-        if not (0 <= weight < float("inf")) or (count == 0) != (weight == 0) or (count == 0) != (total == 0):
+        as_float = _policy.exact_float(int(total)) if accumulate == "reproducible" else float(total)
+        # Twice the bounds of a weight: sums are rounded.
+        most = count * 2.0 ** (_policy.RANGE[accumulate] + 1)
+        least = count * 2.0 ** -(_policy.RANGE[accumulate] + 1)
+        if not 0 <= least <= weight <= most or (count == 0) != (total == 0) or as_float != weight:
             raise ValueError(f"weight {weight} of {count} updates")
         known = {_describe.code(d): d for d in DTYPES}
         arrays: list[Array] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,14 @@ from edgefast.aggregate import _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._template import DTYPES, dtype_name
 from edgefast.aggregate.checkpoints import CheckpointReader, CheckpointWriter, Entry, check_suffix
-from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch, UpdateError, ZeroWeightError
+from edgefast.aggregate.errors import (
+    DtypeMismatch,
+    ShapeMismatch,
+    StructureMismatch,
+    TooFewUpdates,
+    UpdateError,
+    ZeroWeightError,
+)
 from edgefast.aggregate.mean import nonfinite_error, weighted_mean
 from edgefast.backends.table import Array
 
@@ -223,6 +231,11 @@ def _rule(
     if function is None:
         available = ["mean", *(r for r, name in COORDINATEWISE_RULES.items() if hasattr(aggregate, name))]
         raise ValueError(f"rule: expected one of {', '.join(available)}, or a function, got {rule!r}")
+    known = list(inspect.signature(function).parameters.values())[1:]
+    if unknown := [name for name in options if name not in {p.name for p in known}]:
+        raise ValueError(f"options: expected those of {function.__name__}, got {unknown[0]}")
+    if missing := [p.name for p in known if p.default is p.empty and p.name not in options]:
+        raise ValueError(f"options: {function.__name__} needs {missing[0]}")
     return lambda rows: np.asarray(function(rows, **options))
 
 
@@ -231,6 +244,8 @@ def _named(entry: Entry, readers: list[CheckpointReader]) -> Iterator[None]:
     """Errors of a tile name the file and the tensor."""
     try:
         yield
+    except TooFewUpdates:  # which is about no tensor
+        raise
     except UpdateError as error:
         client = readers[error.client].path if isinstance(error.client, int) else error.client
         raise type(error).of(client, entry.name, error.expected, error.got) from None

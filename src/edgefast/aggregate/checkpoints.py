@@ -170,6 +170,10 @@ class CheckpointReader:
 
     def _safetensors_entry(self, name: str, fields: Any, begin: int) -> tuple[Entry, tuple[int, int]]:
         try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise self._bad(f"tensor {name!r}: its name is no Unicode text") from None
+        try:
             code, shape, (first, last) = fields["dtype"], fields["shape"], fields["data_offsets"]
         except (TypeError, KeyError, ValueError):
             raise self._bad(f"tensor {name!r}: expected dtype, shape and data_offsets") from None
@@ -234,7 +238,11 @@ class CheckpointReader:
             return
         position, done = entry.offset + start * entry.dtype.itemsize, 0
         while done < len(target):
-            got = os.preadv(self._file.fileno(), [target[done:]], position + done)
+            try:
+                got = os.preadv(self._file.fileno(), [target[done:]], position + done)
+            except OSError as error:
+                error.filename = os.fspath(self.path)
+                raise
             if got == 0:
                 raise self._bad(f"tensor {name!r}: the file ends early")
             done += got
@@ -356,7 +364,11 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Self]:
-        """The file under another name beside its own; renamed at the end, removed on an error."""
+        """The file under another name beside its own; renamed at the end, removed on an error.
+
+        Raises:
+            OSError: with the file's own name, not the other.
+        """
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with open(temporary, "xb") as file:
@@ -370,9 +382,11 @@ class CheckpointWriter:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+                error.filename, error.filename2 = os.fspath(self.path), None
             raise
 
     def _header(self) -> bytes:

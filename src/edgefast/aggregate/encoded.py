@@ -171,10 +171,13 @@ class Encoded:
         return is_rotated(self.kind), self.bits, self.block, t
 
     def _order(self, template: Template, client: object) -> list[int]:
-        """The number of each tensor of the template here, where dict keys may come in another order."""
+        """The number of each tensor of the template here, where dict keys may come in another order; None for what a
+        partial template has and this does not."""
         tensors = list(range(len(self._tensors)))
         order = template._leaves(_describe.example(self._structure, tensors, [], 0), client)
         for key, expected, t in zip(template.keys, template.arrays, order, strict=True):
+            if t is None:
+                continue
             dtype, shape = self._tensors[t]
             if dtype != expected.dtype:
                 raise DtypeMismatch.of(client, key or None, dtype_name(expected.dtype), dtype_name(dtype))

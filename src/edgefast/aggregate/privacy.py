@@ -26,8 +26,11 @@ __all__ = ["AdaptiveClipper", "GaussianMechanism"]
 #: The grid is this many powers of two finer than the noise, and no finer than that than the clip norm.
 _BELOW_NOISE: Final = 30
 _BELOW_CLIP: Final = 40
-#: Keeps the norm of a clipped update within the bound through the roundings of its computation.
+#: Keep the norm of a clipped update within the bound through the roundings of its computation: those of a piece of a
+#: tensor, and those of adding the pieces up.
 _MARGIN: Final = 1 - 2.0**-40
+_PIECE: Final = 1 << 15
+_MARGIN_OF_PIECE: Final = 2.0**-53
 #: Integers up to twice this are sums of float64 without rounding.
 _MOST_SUM: Final = 2.0**52
 
@@ -345,7 +348,8 @@ class GaussianMechanism:
             raise NonFiniteUpdate.of(client, None, "a norm below 2**511", "a larger one")
         norm = math.sqrt(squares[0])
         # Cutting off towards zero makes no coordinate larger: the bound holds on the grid.
-        bound = clip * _MARGIN
+        pieces = sum(1 + a.size // _PIECE for a in arrays)
+        bound = clip * (_MARGIN - pieces * _MARGIN_OF_PIECE)
         factor = (1.0 if norm <= bound else bound / norm) / step
         for t, (total, array) in enumerate(zip(sums, arrays, strict=True)):
             flat = array.reshape(-1)

@@ -74,8 +74,13 @@ def _signed_keys(context: bytes, client: int, cipher_key: bytes, mask_key: bytes
     return _LABEL + b"keys" + context + _id(client) + cipher_key + mask_key
 
 
-def _signed_survivors(context: bytes, clients: tuple[int, ...]) -> bytes:
-    return _LABEL + b"survivors" + context + b"".join(map(_id, clients))
+def _digest(roster: Mapping[int, Advertise]) -> bytes:
+    """Of everybody's keys, which are new in every run: what is signed in one is worth nothing in another."""
+    return hashlib.sha256(b"".join(_id(i) + m.cipher_key + m.mask_key for i, m in sorted(roster.items()))).digest()
+
+
+def _signed_survivors(context: bytes, roster: bytes, clients: tuple[int, ...]) -> bytes:
+    return _LABEL + b"survivors" + context + roster + b"".join(map(_id, clients))
 
 
 def _verified(public: bytes, signature: bytes, text: bytes) -> bool:
@@ -450,7 +455,7 @@ class SecureClient:
     Args:
         client: its number, 0 to 2**64 - 2, known to the server.
         setup: the server's message, or its bytes. What it says is checked for consistency, not for sense: compare
-            `setup.fixed` with what was agreed.
+            `setup.threshold` and `setup.fixed` (clients, limit, max_weight) with what was agreed.
         signing_key: 32 bytes, an Ed25519 private key (see new_signing_key), to sign its keys and the list of survivors.
         trusted: the Ed25519 public keys (32 bytes) of all clients that may take part, from somewhere other than the
             server. With them the server cannot make clients up, nor tell clients different lists of survivors.
@@ -651,7 +656,8 @@ class SecureClient:
             raise ProtocolError(f"client {self.client}: expected a signing key to confirm with, got none")
         with self._lock:
             self._agreed = alive = self._checked(survivors)
-            return Confirm(self.session, self.client, self._signer.sign(_signed_survivors(self._context, alive)))
+            text = _signed_survivors(self._context, _digest(self._roster), alive)
+            return Confirm(self.session, self.client, self._signer.sign(text))
 
     def unmask(self, survivors: Survivors | Wire, confirmations: Confirmations | Wire | None = None) -> Unmask:
         """Last message: its shares of the survivors' self-masks and of the mask keys of those who dropped out: of every
@@ -678,7 +684,7 @@ class SecureClient:
         if confirmations is None:
             raise TamperedMessage("confirmations: expected the others' signatures of the survivors, got none")
         message = _opened(confirmations, Confirmations, self.session)
-        text, trusted = _signed_survivors(self._context, alive), self._trusted or {}
+        text, trusted = _signed_survivors(self._context, _digest(self._roster), alive), self._trusted or {}
         good = sum(
             i in trusted and _verified(trusted[i], signature, text)
             for i, signature in message.signatures.items()

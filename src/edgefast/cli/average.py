@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["add"]
@@ -45,7 +48,11 @@ def _average(args: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     try:
-        with ef.using(args.backend, num_threads=args.threads), _Bar(args.out, count) as progress:
+        with (
+            _ending_cleanly(),
+            ef.using(args.backend, num_threads=args.threads),
+            _Bar(args.out, count) as progress,
+        ):
             average_checkpoints(
                 args.files,
                 args.weights,
@@ -69,6 +76,26 @@ def _average(args: argparse.Namespace) -> int:
             f"{args.out}: {args.rule} of {len(args.files)} files, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s"
         )
     return 0
+
+
+@contextlib.contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: nothing half written stays behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        changed = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+        for number in changed:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Bar:

@@ -129,10 +129,10 @@ server: Any = serverapp.ServerApp()
 
 
 class _Strategy(FedAvg):
-    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
-        if acc.count == 0 and self._model is not None:  # a drop policy left nothing to train on: the model stays
+    def _finish(self) -> ArrayRecord:
+        if self._sums.models is None and self._model is not None:  # a drop policy left nothing to train on
             return self._model
-        return super()._finish(acc)
+        return super()._finish()
 
 
 @server.main()

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgefast import aggregate
 from edgefast.aggregate import DtypeMismatch, Encoded, StructureMismatch, UpdateError
+from edgefast.aggregate._template import Template
 from edgefast.integrations.flower import _records, _wire
 from edgefast.integrations.flower._flwr import (
     ArrayRecord,
@@ -228,7 +229,10 @@ class _Run:
             return
         content = reply.content
         try:
-            weight = _records.weight_of(content, strategy.weighted_by_key, sent.node)
+            weight = strategy._weight(content, sent.node)
+            if strategy.weighted and weight == 0:
+                _log.info("\t> Reply from node %d has weight 0: not used", sent.node)
+                return
             delta = self._difference(_records.arrays_of(content, sent.node), sent)
             self.stepped = self.server.add(delta, sent.version, weight if strategy.weighted else 1.0, client=sent.node)
         except UpdateError as error:
@@ -249,13 +253,17 @@ class _Run:
         if isinstance(model, Encoded):
             if already and floats:
                 return model
+            model._order(Template(sent.arrays), sent.node)  # a few bytes may say they are terabytes
             model = model.decode(num_threads=self.strategy.num_threads)
         if not isinstance(model, Mapping) or set(model) != set(sent.arrays):
             raise StructureMismatch.of(sent.node, None, "the keys of the model that was sent", "others")
         return {key: self._subtract(model[key], base, already, sent.node, key) for key, base in sent.arrays.items()}
 
     def _subtract(self, value: Any, base: Any, already: bool, node: int, key: str) -> Any:
-        here = value if isinstance(value, np.ndarray) else _wire.npy.array_in(value.data)
+        try:
+            here = value if isinstance(value, np.ndarray) else _wire.npy.array_in(value.data)
+        except ValueError as error:
+            raise DtypeMismatch.of(node, key, "an Array of .npy bytes", str(error)) from None
         there = _wire.npy.array_in(base.data)
         if here.dtype != there.dtype or here.shape != there.shape:
             raise DtypeMismatch.of(node, key, f"{there.dtype} of {there.shape}", f"{here.dtype} of {here.shape}")

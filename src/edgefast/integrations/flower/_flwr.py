@@ -17,6 +17,7 @@ __all__ = [
     "MessageType",
     "MetricRecord",
     "RecordDict",
+    "aggregate_metricrecords",
     "app",
     "clientapp",
     "select_multikrum",
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     class InconsistentMessageReplies(BaseException):
         def __init__(self, reason: str) -> None: ...
+
+    def aggregate_metricrecords(records: Any, weighting_metric_name: str) -> Any: ...
 
     def select_multikrum(contents: Any, num_malicious_nodes: int, num_nodes_to_select: int) -> Any: ...
 
@@ -86,5 +89,6 @@ else:
     from flwr.serverapp import Grid, strategy
     from flwr.serverapp.exception import InconsistentMessageReplies
     from flwr.serverapp.strategy.multikrum import select_multikrum
+    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
     GridBase = Grid

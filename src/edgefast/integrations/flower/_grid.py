@@ -64,8 +64,10 @@ class Replies:
                 for begin in range(0, len(self._open), self._chunk):
                     for reply in self._grid.pull_messages(self._open[begin : begin + self._chunk]):
                         found = True
-                        self._open.remove(reply.metadata.reply_to_message_id)
-                        self._hand_over(reply)
+                        name = reply.metadata.reply_to_message_id
+                        if name in self._open:  # else one that has come before
+                            self._open.remove(name)
+                            self._hand_over(reply)
                         if self._stop.is_set():
                             return
                     if found:

@@ -11,7 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgefast.aggregate import StructureMismatch, TooFewUpdates, krum_scores, pairwise_sq_distances, trimmed_mean
+from edgefast.aggregate import (
+    StructureMismatch,
+    TooFewUpdates,
+    _policy,
+    krum_scores,
+    pairwise_sq_distances,
+    trimmed_mean,
+)
 from edgefast.aggregate import weighted_mean as _weighted_mean
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.integrations.flower import _wire
@@ -21,6 +28,7 @@ __all__ = [
     "Acceleration",
     "accelerate",
     "aggregate_arrayrecords",
+    "alike",
     "arrays_of",
     "metrics_of",
     "select_multikrum",
@@ -58,11 +66,28 @@ def metrics_of(record: RecordDict, client: object) -> MetricRecord:
     return found[0]
 
 
-def weight_of(record: RecordDict, name: str, client: object) -> float:
+def alike(records: Sequence[RecordDict], *, lengths: bool) -> list[int]:
+    """Which replies' metrics can be averaged: those with the record, the keys and the lists that most have; of equally
+    many, those of the earliest. Replies without exactly one MetricRecord are never among them.
+
+    Args:
+        lengths: whether lists have to be equally long.
+    """
+    forms: dict[object, list[int]] = {}
+    for i, record in enumerate(records):
+        found = [(name, r) for name, r in record.items() if isinstance(r, MetricRecord)]
+        if len(found) == 1:
+            ((name, metrics),) = found
+            lists = {k: len(v) if lengths else 0 for k, v in metrics.items() if isinstance(v, list)}
+            forms.setdefault((name, frozenset((k, lists.get(k)) for k in metrics)), []).append(i)
+    return max(forms.values(), key=len, default=[])
+
+
+def weight_of(record: RecordDict, name: str, client: object, accumulate: Accumulate = "float64") -> float:
     """The weight a reply reports.
 
     Raises:
-        StructureMismatch: there is no such metric, or it is a list, negative or not finite.
+        StructureMismatch: there is no such metric, or it is a list or no weight (see weighted_mean).
     """
     metrics = metrics_of(record, client)
     if name not in metrics:
@@ -72,7 +97,12 @@ def weight_of(record: RecordDict, name: str, client: object) -> float:
         raise StructureMismatch.of(client, name, "a single number for the weight", f"a list of {len(value)}")
     if not 0 <= value < math.inf:
         raise StructureMismatch.of(client, name, "a finite weight >= 0", value)
-    return float(value)
+    try:
+        return _policy.one_weight(value, "weight", accumulate)
+    except ValueError as error:
+        expected, _, _ = str(error).removeprefix("weight: expected ").rpartition(", got ")
+        got = value if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        raise StructureMismatch.of(client, name, expected, got) from None
 
 
 def aggregate_arrayrecords(
@@ -105,7 +135,8 @@ def aggregate_arrayrecords(
     """
     if not records:
         raise ValueError("records: expected at least one, got none")
-    weights = [weight_of(record, weighting_metric_name, k) for k, record in enumerate(records)]
+    _policy.check_options(accumulate, ints, nonfinite)
+    weights = [weight_of(record, weighting_metric_name, k, accumulate) for k, record in enumerate(records)]
     updates = [_wire.model_of(arrays_of(record, k), k) for k, record in enumerate(records)]
     mean = _weighted_mean(
         updates, weights, accumulate=accumulate, ints=ints, nonfinite=nonfinite, num_threads=num_threads

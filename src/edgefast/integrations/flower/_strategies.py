@@ -13,10 +13,12 @@ from edgefast import aggregate, backends
 from edgefast.aggregate import (
     Encoded,
     MeanAccumulator,
+    NonFiniteUpdate,
     ServerOptimizer,
     StructureMismatch,
     TooFewUpdates,
     UpdateError,
+    ZeroWeightError,
     _policy,
 )
 from edgefast.aggregate._policy import Accumulate, Ints
@@ -33,6 +35,7 @@ from edgefast.integrations.flower._flwr import (
     RecordDict,
     app,
 )
+from edgefast.integrations.flower._flwr import aggregate_metricrecords as _flower_metrics
 from edgefast.integrations.flower._flwr import select_multikrum as _flower_select
 from edgefast.integrations.flower._flwr import strategy as flower
 from edgefast.integrations.flower._grid import Replies, StreamingGrid
@@ -54,6 +57,11 @@ __all__ = [
 
 _log = logging.getLogger("flwr")
 
+#: Replies that are all there are added so many at a time.
+_BATCH = 16
+#: Squared norms below it have distances and products a float64 holds.
+_MOST_SQUARES = 2.0**1000
+
 Invalid = Literal["raise", "drop"]
 Downlink = Literal["float", "bfloat16"]
 
@@ -65,7 +73,8 @@ _OPTIONS = """
             same bits whatever the order in which replies arrive.
         ints: what becomes of integer arrays, as in weighted_mean.
         invalid: what a reply does that does not fit (records, keys, shapes, dtypes, NaN, infinity, damaged bytes):
-            "raise" ends the run with an error that names the node; "drop" leaves it out and logs why.
+            "raise" ends the run with an error that names the node; "drop" leaves it out and logs why. Metrics that
+            cannot be averaged with those of most replies are left out then, too.
         downlink: "float", or "bfloat16": the model goes out in half the bytes, to ClientApps with bfloat16_mod or
             compression_mod.
         buffer, poll_interval: of the StreamingGrid that start() puts around the grid.
@@ -138,50 +147,98 @@ class _Edge:
 
     # ---- replies -----------------------------------------------------------------------------------------------------
 
-    def _take(self, replies: Iterable[Message], take: Callable[[RecordDict, float, int], None]) -> list[RecordDict]:
-        """Hand every reply to `take` as (content, weight, node), one after the other, and forget its arrays.
+    def _take(
+        self, replies: Iterable[Message], take: Callable[[list[_Reply]], dict[int, UpdateError]]
+    ) -> list[RecordDict]:
+        """Hand every reply to `take`, which gives the errors of those that do not fit, and forget its arrays.
 
         Returns what is left of the contents, in the order of the node ids: metrics do not depend on who was first.
         """
         rest: list[tuple[int, RecordDict]] = []
-        failures = dropped = 0
+        failures = 0
         self.aggregation_seconds = 0.0
         try:
-            for reply in replies:
-                node = reply.metadata.src_node_id
-                if reply.has_error():
-                    failures += 1
-                    _log.info("\t> Received error in reply from node %d: %s", node, reply.error.reason)
-                    continue
-                content = reply.content
+            for group in _groups(replies):
+                batch: list[_Reply] = []
+                errors: dict[int, UpdateError] = {}
                 began = time.perf_counter()
-                try:
-                    take(content, _records.weight_of(content, self.weighted_by_key, node), node)  # type: ignore[attr-defined]
+                for reply in group:
+                    node = reply.metadata.src_node_id
+                    if reply.has_error():
+                        failures += 1
+                        _log.info("\t> Received error in reply from node %d: %s", node, reply.error.reason)
+                        continue
+                    try:
+                        weight = self._weight(reply.content, node)
+                        batch.append((reply.content, weight, node))
+                    except UpdateError as error:
+                        failures += self._dropped(error, node)
+                if batch:
+                    errors = take(batch)
                     self._spent(began)
-                except UpdateError as error:
-                    if self.invalid == "raise":
-                        raise
-                    dropped += 1
-                    _log.warning("\t> Dropped the reply from node %d: %s", node, error)
-                    continue
-                rest.append((node, _records.without_arrays(content)))
+                for place, (content, _, node) in enumerate(batch):
+                    if place in errors:
+                        failures += self._dropped(errors[place], node)
+                    else:
+                        rest.append((node, _records.without_arrays(content)))
                 # The caller's loop and this one must not keep the last reply alive while the next one is awaited.
-                del reply, content
+                batch, group, reply, content = [], [], None, None
         finally:
             if isinstance(replies, Replies):
                 replies.close()
-        _log.info("aggregate_train: Received %s results and %s failures", len(rest), failures + dropped)
+        _log.info("aggregate_train: Received %s results and %s failures", len(rest), failures)
         rest.sort(key=lambda pair: pair[0])
         return [content for _, content in rest]
+
+    def _weight(self, content: RecordDict, node: int) -> float:
+        return _records.weight_of(content, self.weighted_by_key, node, self.accumulate)  # type: ignore[attr-defined]
+
+    def _dropped(self, error: UpdateError, node: int) -> int:
+        """Log a reply that is left out; 1. With invalid="raise", raises the error."""
+        if self.invalid == "raise":
+            raise error
+        _log.warning("\t> Dropped the reply from node %d: %s", node, error)
+        return 1
 
     def _spent(self, began: float) -> None:
         self.aggregation_seconds += time.perf_counter() - began
 
     def _metrics(self, contents: list[RecordDict]) -> MetricRecord:
-        keys = [set(_records.metrics_of(c, "train")) for c in contents]
-        if any(k != keys[0] for k in keys[1:]):
-            raise InconsistentMessageReplies(reason="All MetricRecords must have the same keys for aggregation.")
-        return self.train_metrics_aggr_fn(contents, self.weighted_by_key)  # type: ignore[attr-defined]
+        key, function = self.weighted_by_key, self.train_metrics_aggr_fn  # type: ignore[attr-defined]
+        if self.invalid == "raise":
+            keys = [set(_records.metrics_of(c, "train")) for c in contents]
+            if any(k != keys[0] for k in keys[1:]):
+                raise InconsistentMessageReplies(reason="All MetricRecords must have the same keys for aggregation.")
+            return function(contents, key)
+        used = [contents[i] for i in _records.alike(contents, lengths=function is _flower_metrics)]
+        if len(used) < len(contents):
+            _log.warning("\t> Left out the metrics of %d replies: unlike the others'", len(contents) - len(used))
+        if not any(_records.metrics_of(c, "train")[key] for c in used):
+            return app.MetricRecord()  # weights that add up to 0 have no mean
+        return function(used, key)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's hook. With invalid="drop", without the replies whose metrics cannot be averaged with the others'."""
+        if self.invalid == "drop":
+            kept = []
+            for reply in replies:
+                try:
+                    if not reply.has_error():
+                        self._weight(reply.content, reply.metadata.src_node_id)
+                    kept.append(reply)
+                except UpdateError as error:
+                    self._dropped(error, reply.metadata.src_node_id)
+            answers = [reply for reply in kept if not reply.has_error()]
+            lengths = self.evaluate_metrics_aggr_fn is _flower_metrics  # type: ignore[attr-defined]
+            fitting = [answers[i] for i in _records.alike([reply.content for reply in answers], lengths=lengths)]
+            for reply in answers:
+                if not any(reply is other for other in fitting):
+                    _log.warning("\t> Dropped the metrics of node %d: unlike the others'", reply.metadata.src_node_id)
+            key = self.weighted_by_key  # type: ignore[attr-defined]
+            if fitting and not any(_records.metrics_of(reply.content, "evaluate")[key] for reply in fitting):
+                return None
+            replies = [*fitting, *(reply for reply in kept if reply.has_error())]
+        return super().aggregate_evaluate(server_round, replies)  # type: ignore[misc]
 
     def _template(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
         """What replies have to look like: the model that was sent. Flower lets nodes answer with something else as long
@@ -191,45 +248,112 @@ class _Edge:
         return arrays
 
 
+#: Content, weight and node.
+_Reply = tuple[RecordDict, float, int]
+
+
+def _groups(replies: Iterable[Message]) -> Iterable[list[Message]]:
+    """One reply after the other as they arrive; some at a time where the caller holds them all anyway."""
+    if isinstance(replies, (list, tuple)):
+        return (list(replies[i : i + _BATCH]) for i in range(0, len(replies), _BATCH))
+    return ([reply] for reply in replies)
+
+
 class _Sums:
-    """The running mean of the replies of a round: models, compressed models, differences, partial sums."""
+    """The running sums of the replies of a round: models, compressed models and partial sums in one accumulator,
+    differences to the model that was sent in another."""
 
     def __init__(self, strategy: _Edge) -> None:
         self._strategy = strategy
-        self.accumulator: MeanAccumulator | None = None
+        self.models: MeanAccumulator | None = None
+        self.differences: MeanAccumulator | None = None
         self._previous: MeanAccumulator | None = None
         self.template: ArrayRecord | None = None
-        self.difference: bool | None = None
 
     def reset(self) -> None:
-        self._previous, self.accumulator = self.accumulator or self._previous, None
-        self.difference = None
+        self._previous = self.models or self.differences or self._previous
+        self.models = self.differences = None
 
-    def add(self, content: RecordDict, weight: float, node: int) -> None:
-        record = _records.arrays_of(content, node)
-        found = _wire.packed_of(record, node)
-        stype = found[0] if found else None
+    def add(self, batch: list[_Reply]) -> dict[int, UpdateError]:
+        """Add replies in their order. By place in the batch, the errors of those that do not fit."""
+        errors: dict[int, UpdateError] = {}
+        run: list[tuple[int, Any, float, int]] = []
+        last: MeanAccumulator | None = None
+        for place, (content, weight, node) in enumerate(batch):
+            try:
+                record = _records.arrays_of(content, node)
+                found = _wire.packed_of(record, node)
+                stype = found[0] if found else None
+                if found and stype == _wire.SUMS:
+                    self._flush(last, run, errors)
+                    self._merge(_wire.sums_of(found[1], node), node)
+                    continue
+                acc = self._accumulator(None if found else record, stype, node)
+                model = _wire.model_of(record, node, difference=True)
+            except UpdateError as error:
+                errors[place] = self._refused(error)
+                continue
+            if acc is not last:
+                self._flush(last, run, errors)
+                last = acc
+            run.append((place, model, weight, node))
+        self._flush(last, run, errors)
+        # The first reply may have been the measure of the others, and then not have fitted itself.
+        if self.models is not None and not self.models.count:
+            self._previous, self.models = self.models, None
+        if self.differences is not None and not self.differences.count:
+            self._previous, self.differences = self.differences, None
+        return errors
+
+    def _flush(
+        self,
+        acc: MeanAccumulator | None,
+        run: list[tuple[int, Any, float, int]],
+        errors: dict[int, UpdateError],
+    ) -> None:
+        if acc is None or not run:
+            return
+        try:
+            acc.add_many([m for _, m, _, _ in run], [w for *_, w, _ in run], clients=[n for *_, n in run])
+        except UpdateError as error:
+            self._refused(error)
+            for place, model, weight, node in run:
+                try:
+                    acc.add(model, weight, client=node)
+                except UpdateError as found:
+                    errors[place] = found
+        run.clear()
+
+    def _refused(self, error: UpdateError) -> UpdateError:
+        if self._strategy.invalid == "raise":
+            raise error
+        return error
+
+    def _accumulator(self, arrays: ArrayRecord | None, stype: str | None, node: int) -> MeanAccumulator:
         difference = stype == _wire.DIFFERENCE
-        if self.difference is not None and difference != self.difference:
-            expected, got = ("a difference", "a model") if self.difference else ("a model", "a difference")
-            raise StructureMismatch.of(node, None, f"{expected}, as from the nodes before it", got)
         if difference and self._strategy._model is None:
             raise StructureMismatch.of(node, None, "a model: none was sent that a difference could be added to", stype)
-        acc = self.accumulator or self._begin(None if found else record)
+        acc = (self.differences if difference else self.models) or self._begin(arrays)
         if acc is None:
             raise StructureMismatch.of(node, None, "a model: none was sent that says what this one is", stype)
-        if found and stype == _wire.SUMS:
-            self._merge(acc, _wire.sums_of(found[1], node), node)
+        if difference:
+            self.differences = acc
         else:
-            acc.add(_wire.model_of(record, node, difference=True), weight, client=node)
-        self.difference = difference
-        self.accumulator = acc
+            self.models = acc
+        return acc
 
-    def _merge(self, acc: MeanAccumulator, sums: MeanAccumulator, node: int) -> None:
+    def _merge(self, sums: MeanAccumulator, node: int) -> None:
+        acc = self._accumulator(None, _wire.SUMS, node)
         try:
+            if not sums._is_finite():
+                raise NonFiniteUpdate.of(node, None, "finite sums", "NaN or infinity")
             acc.merge(sums)
         except StructureMismatch as error:
             raise StructureMismatch.of(node, None, error.expected, error.got) from None
+        except UpdateError:
+            raise
+        except ValueError as error:  # reproducible sums hold so many updates and no more
+            raise StructureMismatch.of(node, None, "sums of fewer updates", str(error)) from None
 
     def _begin(self, arrays: ArrayRecord | None) -> MeanAccumulator | None:
         template = self._strategy._template(arrays)
@@ -238,6 +362,7 @@ class _Sums:
         before, like = self._previous, self.template
         if before is not None and like is not None and self._strategy.ints != "skip" and _same(like, template):
             # The memory of the last round: fresh pages would cost more than the sums.
+            self._previous = None
             before.reset()
             return before
         self.template = template
@@ -270,17 +395,40 @@ class _Streaming(_Edge):
         """Flower's hook: every reply goes into the sums when it comes, and is dropped."""
         self._sums.reset()
         contents = self._take(replies, self._sums.add)
-        acc = self._sums.accumulator
-        if not contents or acc is None:
+        if not contents:
             return None, None
         began = time.perf_counter()
-        arrays = self._finish(acc)
+        try:
+            arrays = self._finish()
+        except ZeroWeightError as error:
+            if self.invalid == "raise":
+                raise
+            _log.warning("aggregate_train: the model stays as it was: %s", error)
+            return None, None
         self._spent(began)
         return arrays, self._metrics(contents)
 
-    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
-        mean = acc.result()
-        return _wire.to_record(self._moved(mean) if self._sums.difference else mean)
+    def _finish(self) -> ArrayRecord:
+        mean = self._mean()
+        return _wire.to_record(mean.result() if isinstance(mean, MeanAccumulator) else mean)
+
+    def _mean(self) -> Any:
+        """The mean of the round, or the accumulator that holds it."""
+        models, differences = self._sums.models, self._sums.differences
+        if differences is None:
+            if models is None:
+                raise ZeroWeightError("expected at least one reply of weight above 0, got none")
+            return models
+        moved = self._moved(differences.result())
+        if models is None:
+            return moved
+        # Some nodes compress and some do not.
+        return aggregate.weighted_mean(
+            [models.result(), moved],
+            [models.weight, differences.weight],
+            ints=self.ints,
+            num_threads=self.num_threads,
+        )
 
     def _moved(self, mean: Any) -> Any:
         """The model that was sent plus a mean difference: float arrays move, others are the mean as it is."""
@@ -329,11 +477,10 @@ class _Optimizing(_Streaming):
         # Flower's FedOpt would copy the model here; these optimizers read it in place.
         return flower.FedAvg.configure_train(self, server_round, arrays, config, grid)  # type: ignore[arg-type]
 
-    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
+    def _finish(self) -> ArrayRecord:
         if self._model is None:
             raise ValueError(f"{type(self).__name__}: expected configure_train before aggregate_train, got none")
-        update = self._moved(acc.result()) if self._sums.difference else acc
-        return _wire.to_record(self.optimizer.step(self._model, update))
+        return _wire.to_record(self.optimizer.step(self._model, self._mean()))
 
 
 _FUSED = """
@@ -352,9 +499,9 @@ class FedAvgM(_Optimizing, flower.FedAvgM):
     def _optimizer(self) -> ServerOptimizer:
         return aggregate.FedAvgM(self.server_learning_rate, self.server_momentum, num_threads=self.num_threads)
 
-    def _finish(self, acc: MeanAccumulator) -> ArrayRecord:
+    def _finish(self) -> ArrayRecord:
         # Flower's rule: without momentum and at rate 1 it is the mean, to the last bit.
-        return super()._finish(acc) if self.server_opt else _Streaming._finish(self, acc)
+        return super()._finish() if self.server_opt else _Streaming._finish(self)
 
 
 class _Adaptive(_Optimizing):
@@ -392,19 +539,30 @@ class FedYogi(_Adaptive, flower.FedYogi):
 class _Gathering(_Edge):
     """Strategies whose rule needs all models: their bytes are kept as they came, and read in place."""
 
+    #: Whether the rule stops at distances beyond float64.
+    _distances = False
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Flower's hook. The replies are not changed (Flower's robust strategies take the arrays out of them)."""
         models: list[tuple[int, Any, float]] = []
 
-        def keep(content: RecordDict, weight: float, node: int) -> None:
-            record = _records.arrays_of(content, node)
-            model = _wire.model_of(record, node, difference=True)
-            if isinstance(model, Encoded):
-                found = _wire.packed_of(record, node)
-                model = self._whole(model, found is not None and found[0] == _wire.DIFFERENCE, node)
-            models.append((node, self._checked(model, record, node), weight))
+        def keep(batch: list[_Reply]) -> dict[int, UpdateError]:
+            errors: dict[int, UpdateError] = {}
+            for place, (content, weight, node) in enumerate(batch):
+                try:
+                    record = _records.arrays_of(content, node)
+                    model = _wire.model_of(record, node, difference=True)
+                    if isinstance(model, Encoded):
+                        found = _wire.packed_of(record, node)
+                        model = self._whole(model, found is not None and found[0] == _wire.DIFFERENCE, node)
+                    models.append((node, self._checked(model, record, node), weight))
+                except UpdateError as error:
+                    if self.invalid == "raise":
+                        raise
+                    errors[place] = error
+            return errors
 
         contents = self._take(replies, keep)
         if not contents:
@@ -415,7 +573,7 @@ class _Gathering(_Edge):
         began = time.perf_counter()
         try:
             value, used = self._rule([m for _, m, _ in models], [w for _, _, w in models])
-        except TooFewUpdates as error:
+        except (TooFewUpdates, ZeroWeightError) as error:
             if self.invalid == "raise":
                 raise
             _log.warning("aggregate_train: the model stays as it was: %s", error)
@@ -432,11 +590,13 @@ class _Gathering(_Edge):
 
     def _whole(self, encoded: Encoded, difference: bool, node: int) -> Any:
         """A compressed model, expanded: distances and ranks need its values."""
+        if self._model is not None:  # a few bytes may say they are terabytes
+            encoded._order(Template(self._model), node)
+        elif difference:
+            raise StructureMismatch.of(node, None, "a model: none was sent that a difference could be added to", "one")
         arrays = encoded.decode(num_threads=self.num_threads)
-        if not difference:
+        if not difference or self._model is None:
             return arrays
-        if self._model is None or not isinstance(arrays, dict) or set(arrays) != set(self._model):
-            raise StructureMismatch.of(node, None, "a difference to the model that was sent", "one to another model")
         for key, array in self._model.items():
             base = _wire.npy.array_in(array.data)
             if base.dtype.kind == "f":
@@ -449,8 +609,15 @@ class _Gathering(_Edge):
         if self.invalid == "drop" and example is not None:
             template = Template(example)
             arrays = template.flatten(model, node)
+            if self.ints == "round":
+                _policy.check_integers(arrays, template.keys, node)
             if not backends.kernels().all_finite(arrays, backends.num_threads(self.num_threads)):
                 raise nonfinite_error(arrays, template.keys, node)
+            if self._distances and any(a.dtype == np.float64 for a in arrays):
+                squares = np.zeros(1)
+                backends.kernels().square_norms([arrays], None, squares, backends.num_threads(self.num_threads))
+                if not squares[0] < _MOST_SQUARES:
+                    raise NonFiniteUpdate.of(node, None, "a norm below 2**500", "a larger one")
         return model
 
     def _enough(self, count: int) -> bool:
@@ -587,6 +754,7 @@ class RobustStrategy(_Gathering, flower.FedAvg):
 """
         + _OPTIONS
     )
+    _distances = True
 
     def __init__(
         self,
