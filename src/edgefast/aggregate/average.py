@@ -15,7 +15,14 @@ from edgefast.aggregate import _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._template import DTYPES, dtype_name
 from edgefast.aggregate.checkpoints import CheckpointReader, CheckpointWriter, Entry, check_suffix
-from edgefast.aggregate.errors import DtypeMismatch, ShapeMismatch, StructureMismatch, UpdateError, ZeroWeightError
+from edgefast.aggregate.errors import (
+    DtypeMismatch,
+    ShapeMismatch,
+    StructureMismatch,
+    TooFewUpdates,
+    UpdateError,
+    ZeroWeightError,
+)
 from edgefast.aggregate.mean import nonfinite_error, weighted_mean
 from edgefast.backends.table import Array
 
@@ -231,6 +238,8 @@ def _named(entry: Entry, readers: list[CheckpointReader]) -> Iterator[None]:
     """Errors of a tile name the file and the tensor."""
     try:
         yield
+    except TooFewUpdates:  # of no file in particular
+        raise
     except UpdateError as error:
         client = readers[error.client].path if isinstance(error.client, int) else error.client
         raise type(error).of(client, entry.name, error.expected, error.got) from None
