@@ -509,7 +509,7 @@ def test_using_keeps_backends_equal_on_a_large_model() -> None:
         assert weighted_mean(updates, [1, 2, 3], out=target).tobytes() == expected.tobytes()
 
 
-# ---- what looks like an array and is none -----------------------------------------------------------------------------
+# ---- what looks like an array and is none ---------------------------------------------------------------------------
 
 
 def test_masked_arrays_are_refused_wherever_they_are(backend: str) -> None:

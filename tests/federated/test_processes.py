@@ -331,6 +331,8 @@ def test_ctrl_c_while_the_forking_process_starts_is_not_lost(monkeypatch: pytest
 def test_a_model_that_overflows_names_the_learning_rate() -> None:
     with (
         np.errstate(over="ignore", invalid="ignore"),
-        pytest.raises(InputError, match="learning_rate: the model of device 0 is no longer finite in round 1 with 4e\\+39"),
+        pytest.raises(
+            InputError, match="learning_rate: the model of device 0 is no longer finite in round 1 with 4e\\+39"
+        ),
     ):
         run(RunConfig(**{**SMALL, "learning_rate": 4e39, "threads": 1}), small())

@@ -165,7 +165,8 @@ def gossip(
 
     Raises:
         TypeError: models is no sequence of updates.
-        ValueError: there are no models, or mixing has another shape, negative or non-finite entries, or a row that does not sum to 1.
+        ValueError: there are no models, or mixing has another shape, negative or non-finite entries, or a row that does
+            not sum to 1.
         StructureMismatch, ShapeMismatch, DtypeMismatch, NonFiniteUpdate: as `weighted_mean`.
 
     References:

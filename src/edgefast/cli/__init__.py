@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 done, 2 input that cannot be used, 130 interrupted, 141 nobody reads standard output any more.
+        The exit status: 0 done, 2 input that cannot be used, 130 interrupted, 141 nobody reads the output.
     """
+    from edgefast.errors import InputError
+
     name = "edgefast"
     try:
-        from edgefast.errors import InputError
-
         args = _parser().parse_args(argv)
         name = f"edgefast {args.command}"
         status = args.function(args)
@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
     except BrokenPipeError:
         # `edgefast predict ... | head`: the reader has seen enough. What the interpreter flushes at exit goes nowhere.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -128,8 +128,8 @@ def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
     lines = [
         f"accuracy    federated {percent(accuracy['federated'])}, all rows in one place: same sketch "
         f"{percent(accuracy['centralised'])}, raw features {percent(accuracy['centralised_raw'])}",
-        f"queue       closed {counted(queue['high_events'], 'time')}, fullest {queue['peak']} of {queue['maxsize']} batches, "
-        f"{queue['dropped']} of {queue['offered']} dropped",
+        f"queue       closed {counted(queue['high_events'], 'time')}, fullest {queue['peak']} of {queue['maxsize']} "
+        f"batches, {queue['dropped']} of {queue['offered']} dropped",
         f"uplink      {sent['updates']:,} bytes of updates, {sent['updates_without_sketch']:,} without the sketch",
         f"time        {metrics['seconds']:.2f} s for {counted(len(metrics['rounds']), 'round')}",
     ]

@@ -54,8 +54,8 @@ class Plan:
         data: all rows.
 
     Raises:
-        InputError: more devices than rows, an absurd learning rate, components that do not go with the features and the kind, or no row to score
-            with.
+        InputError: more devices than rows, components that do not go with the features and the kind, a learning rate
+            beyond the numbers' range, or no row to score with.
 
     Attributes:
         train_rows, test_rows: row numbers, ascending.

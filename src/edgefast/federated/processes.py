@@ -57,7 +57,7 @@ def prepare(*, deaf: bool = False) -> None:
     _context().set_forkserver_preload(["edgefast.federated.remote"])
     with _ctrl_c_waits():
         resource_tracker.ensure_running()  # leaves SIGINT unblocked: first
-        # What is started with the signal blocked never gets it. To ignore it meanwhile would lose one that is meant for us.
+        # What is started with the signal blocked never gets it. To ignore it meanwhile would lose one meant for us.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if deaf else set())
         try:
             forkserver.ensure_running()

@@ -151,8 +151,8 @@ def _accuracy(figure: Any, metrics: dict[str, Any]) -> str:
     gap = 100 * (found["centralised"] - found["federated"])
     where = "below" if gap >= 0 else "above"
     return (
-        f"After {counted(len(rounds), 'round')}: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with all rows "
-        "in one place on the same sketched features."
+        f"After {counted(len(rounds), 'round')}: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with "
+        "all rows in one place on the same sketched features."
     )
 
 
