@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -311,6 +312,19 @@ def test_lines_fit_the_width_and_keep_what_matters(width: int) -> None:
         assert len(found[0]) <= width
     for title in ("pid", "pipeline", "stage", "depth", "limit", "gate", "in/s", "out/s", "dropped"):
         assert title in found[0]
+
+
+def test_nothing_wraps_in_a_narrow_terminal() -> None:
+    console = pytest.importorskip("rich.console")
+    from edgefast.cli.top import _screen
+
+    screen = io.StringIO()
+    shown = picture(stage("decode", depth=3), stage("send"))
+    console.Console(file=screen, width=50).print(_screen(shown, 50, 30))
+    found = screen.getvalue().splitlines()
+    assert [line[:9] for line in found[-2:]] == [line[:9] for line in rows(shown, 50)[-2:]]
+    assert len(found) == 2 + 2 + 3  # heading, command; blank, title; head and two stages
+    assert max(map(len, found)) <= 50
 
 
 def test_a_silent_process_is_told() -> None:
