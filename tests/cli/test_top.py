@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -318,10 +317,9 @@ def test_nothing_wraps_in_a_narrow_terminal() -> None:
     console = pytest.importorskip("rich.console")
     from edgefast.cli.top import _screen
 
-    screen = io.StringIO()
     shown = picture(stage("decode", depth=3), stage("send"))
-    console.Console(file=screen, width=50).print(_screen(shown, 50, 30))
-    found = screen.getvalue().splitlines()
+    rendered = console.Console(width=50).render_lines(_screen(shown, 50, 30), pad=False)
+    found = ["".join(segment.text for segment in line) for line in rendered]
     assert [line[:9] for line in found[-2:]] == [line[:9] for line in rows(shown, 50)[-2:]]
     assert len(found) == 2 + 2 + 3  # heading, command; blank, title; head and two stages
     assert max(map(len, found)) <= 50
