@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,11 @@ def plot(groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(0.5, *values) * 0.9, max(2.0, *values) * 1.6)
     for i, v in enumerate(values):
-        axes.text(max(v, 1) * 1.03, i, f"{v:.1f}x", va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
+        axes.text(max(v, 1) * 1.03, i, f"{v:.0f}x" if v >= 9.95 else f"{v:.2g}x", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [textwrap.fill(label, 72) for label, _ in bars], fontsize=8)
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("peer's time / edgefast's time (log scale; right of the line edgefast is faster)")
+    axes.set_xlabel("peer's time / edgefast's time, logarithmic\n(right of the line edgefast is faster)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.savefig(path, dpi=130)

@@ -108,6 +108,9 @@ def test_num_threads() -> None:
         backends.num_threads(0)
     with pytest.raises(TypeError, match="num_threads: expected a positive integer, got float"):
         backends.num_threads(2.0)  # type: ignore[arg-type]
+    assert backends.num_threads(2**70) == backends.num_threads(
+        2**40
+    )  # more than any machine has, not more than a C int
     done = run("from edgefast import backends; print(backends.num_threads())", EDGEFAST_NUM_THREADS="5")
     assert done.stdout.strip() == "5"
 

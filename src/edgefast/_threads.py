@@ -6,7 +6,9 @@ import functools
 import math
 import os
 
-__all__ = ["available_cpus", "parse_num_threads"]
+__all__ = ["MOST", "available_cpus", "parse_num_threads"]
+
+MOST = 1 << 16
 
 
 @functools.cache  # a container's quota is fixed when it starts; the affinity mask is not, and is cheap to ask
@@ -44,7 +46,10 @@ def available_cpus() -> int:
 
 
 def parse_num_threads(value: object, source: str) -> int:
-    """A positive int out of an environment variable or argument, or ValueError/TypeError naming `source`."""
+    """A positive int out of an environment variable or argument, or ValueError/TypeError naming `source`.
+
+    What no machine has counts as MOST: kernels take a C int.
+    """
     if isinstance(value, str):
         try:
             value = int(value)
@@ -55,4 +60,4 @@ def parse_num_threads(value: object, source: str) -> int:
     number = value.__index__()  # type: ignore[attr-defined]
     if number < 1:
         raise ValueError(f"{source}: expected a positive integer, got {number}")
-    return number
+    return min(number, MOST)

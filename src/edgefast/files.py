@@ -71,6 +71,7 @@ class Source(ABC):
         return None
 
     def rows_at_once(self, itemsize: int = 8) -> int:
+        """Rows of a block, at most 65536: 8 MiB of `itemsize` bytes a number."""
         return int(max(1, min(1 << 16, _BLOCK_BYTES // (max(1, self.width) * itemsize))))
 
 

@@ -22,6 +22,7 @@ from edgefast.aggregate import (
     StructureMismatch,
     ZeroWeightError,
     _npy,
+    median,
     weighted_mean,
 )
 from edgefast.backends.table import BF16
@@ -506,3 +507,54 @@ def test_using_keeps_backends_equal_on_a_large_model() -> None:
         target = np.empty(updates[0].nbytes + 16, np.uint8)[16 - 12 :][: updates[0].nbytes].view(dtype)
         assert weighted_mean(updates, [1, 2, 3]).tobytes() == expected.tobytes()
         assert weighted_mean(updates, [1, 2, 3], out=target).tobytes() == expected.tobytes()
+
+
+# ---- what looks like an array and is none ---------------------------------------------------------------------------
+
+
+def test_masked_arrays_are_refused_wherever_they_are(backend: str) -> None:
+    plain, masked = np.ones((2, 3)), np.ma.masked_array(np.ones((2, 3)), [[0, 1, 0]] * 2)
+    acc = MeanAccumulator({"w": plain})
+    for call in (
+        lambda: weighted_mean([{"w": plain}, {"w": masked}]),  # the sums would take in what is masked
+        lambda: weighted_mean([{"w": masked}]),
+        lambda: weighted_mean([[plain], [masked]]),
+        lambda: weighted_mean(masked),
+        lambda: median([{"a": {"w": plain}}, {"a": {"w": masked}}]),
+        lambda: acc.add({"w": masked}),
+    ):
+        with pytest.raises(DtypeMismatch, match="expected an array without a mask, got a masked one"):
+            call()
+    assert acc.count == 0
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_other_subclasses_are_plain_arrays(backend: str) -> None:
+    class Metres(np.ndarray):
+        def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("arithmetic of its own")
+
+    x = np.arange(12.0).reshape(4, 3)
+    for odd in (x.view(Metres), np.matrix(x)):  # type: ignore[call-overload]
+        for updates in ([odd, odd], [{"w": odd}, {"w": x}], [{"a": [odd]}, {"a": [x]}]):
+            for rule in (weighted_mean, median):
+                result = rule(updates)
+                while not isinstance(result, np.ndarray):
+                    result = result[next(iter(result))] if isinstance(result, dict) else result[0]
+                assert type(result) is np.ndarray
+                assert np.array_equal(result, x)
+        assert np.array_equal(np.ravel(weighted_mean(odd)), x.mean(axis=0))
+
+
+def test_a_data_frame_is_no_sequence_of_updates() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(np.arange(6.0).reshape(2, 3))  # frame[0] is a column
+    acc = MeanAccumulator(np.zeros(3))
+    for call in (lambda: weighted_mean(frame), lambda: median(frame), lambda: acc.add_many(frame)):
+        with pytest.raises(TypeError, match="updates: expected a sequence of updates or a numpy array, got DataFrame"):
+            call()
+    with pytest.raises(TypeError, match="updates: expected a sequence of updates, got generator"):
+        acc.add_many(row for row in frame.to_numpy())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got memoryview"):
+        weighted_mean(memoryview(np.zeros((2, 3))))  # type: ignore[arg-type]
+    assert weighted_mean([frame, frame]).tolist() == frame.to_numpy().tolist()

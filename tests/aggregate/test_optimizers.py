@@ -256,6 +256,9 @@ def test_non_finite_values_go_through(backend: str) -> None:
         (lambda: FedAvgM(momentum=1.5), "momentum: expected 0 <= momentum <= 1, got 1.5"),
         (lambda: FedAdam(beta_1=-0.1), "beta_1"),
         (lambda: FedAdam(tau=-1), "tau"),
+        (lambda: FedAvg(float("inf")), "lr: expected 0 < lr < inf, got inf"),
+        (lambda: FedAvg(10**400), "lr: expected 0 < lr < inf, got inf"),
+        (lambda: FedAdam(tau=1e200), "initial_v: expected 0 <= initial_v < inf, got inf"),  # tau * tau
         (lambda: FedYogi(initial_v=-1), "initial_v"),
         (lambda: FedYogi(preset="keras"), "preset: expected one of paper, flower, tff, got 'keras'"),  # type: ignore[arg-type]
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,6 +134,8 @@ ERRORS: list[tuple[list[str], str]] = [
     (["run", "--target", "y"], "target: names a column of --data FILE, which is not given"),
     (["run", "--devices", "1500"], "devices: expected at most one per training row (1438), got 1500; ask for fewer"),
     (["run", "--components", "65"], "components: expected at most the 64 features of digits, got 65; ask for fewer"),
+    (["run", "--kind", "rotation"], "components: expected the 64 features of digits with kind 'rotation', got 32"),
+    (["run", "--learning-rate", "1e300"], "learning_rate: expected a step that float32 holds, got 1e+300"),
     (["run", "--rounds", "0"], "rounds: expected an integer from 1"),
     (["run", "--rounds", "x"], "argument --rounds: invalid int value: 'x'"),
     (["run", "--backend", "cuda"], "unknown backend 'cuda': expected one of auto, native, numba, numpy"),
@@ -141,6 +145,8 @@ ERRORS: list[tuple[list[str], str]] = [
     (["run", "--out", "{table}"], "expected a folder to write to, this is a file"),
     (["predict", "nowhere", "{table}"], "nowhere: expected the folder of a run, there is no model.npz in it"),
     (["predict", "nowhere", "{table}", "--threads", "0"], "threads: expected a positive integer, got 0"),
+    (["average", "a.npz", "-o", "b.npz", "--rule", "trimmed"], "rule: expected exactly one of --trim and --byzantine"),
+    (["average", "a.npz", "-o", "b.npz", "--rule", "meamed"], "rule: expected --byzantine with 'meamed'"),
     (["jump"], "argument COMMAND: invalid choice: 'jump'"),
     ([], "the following arguments are required: COMMAND"),
 ]
@@ -215,3 +221,48 @@ def test_flower_and_processes_exclude_each_other(capsys: pytest.CaptureFixture[s
     status, _, err = call(capsys, "run", "--engine", "flower", "--processes")
     assert status == 2
     assert "processes: expected False with engine='flower'" in err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"edgefast {ef.__version__}\n", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
+def test_a_reader_that_leaves_is_no_error() -> None:
+    # `edgefast info | head -0`: one with a reader that has gone already.
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        argv = [sys.executable, "-m", "edgefast", "info"]
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "edgefast", "info"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("edgefast info: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(120, True), (80, True), (66, True), (45, False), (30, False)])
+def test_the_live_line_fits(monkeypatch: pytest.MonkeyPatch, columns: int, bar: bool) -> None:
+    from rich.console import Console
+
+    from edgefast.cli import _live
+    from edgefast.federated import Progress, RunConfig
+
+    screen = io.StringIO()
+    console = Console(file=screen, width=columns, force_terminal=True, color_system=None)
+    monkeypatch.setattr("rich.console.Console", lambda **options: console)
+    with _live.LiveView(RunConfig(rounds=30), "digits") as view:
+        view.update(Progress(12, 30, 0.912, 7, 12, True, 0, 1000, 1.5, 10, ()))
+    last = [line for line in re.split("[\r\n]", screen.getvalue()) if "12/30" in line][-1]
+    assert "accuracy 91.2%" in last
+    assert ("queue" in last and "7/16" in last) == bar
+    assert "…" not in last

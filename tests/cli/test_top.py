@@ -313,6 +313,18 @@ def test_lines_fit_the_width_and_keep_what_matters(width: int) -> None:
         assert title in found[0]
 
 
+def test_nothing_wraps_in_a_narrow_terminal() -> None:
+    console = pytest.importorskip("rich.console")
+    from edgefast.cli.top import _screen
+
+    shown = picture(stage("decode", depth=3), stage("send"))
+    rendered = console.Console(width=50).render_lines(_screen(shown, 50, 30), pad=False)
+    found = ["".join(segment.text for segment in line) for line in rendered]
+    assert [line[:9] for line in found[-2:]] == [line[:9] for line in rows(shown, 50)[-2:]]
+    assert len(found) == 2 + 2 + 3  # heading, command; blank, title; head and two stages
+    assert max(map(len, found)) <= 50
+
+
 def test_a_silent_process_is_told() -> None:
     assert _top.notes(picture(stage("a"))) == []
     (note,) = _top.notes(picture(stage("a"), silent=75))

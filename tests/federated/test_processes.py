@@ -20,6 +20,7 @@ import pytest
 from edgefast.federated import Dataset, InputError, Progress, RunConfig, RunResult, run
 from edgefast.federated.device import DeviceReport, StageTotals
 from edgefast.federated.plan import Plan
+from edgefast.federated.processes import prepare
 from edgefast.federated.training import SoftmaxTrainer
 from edgefast.queues import IMPLEMENTATION
 
@@ -303,3 +304,35 @@ def test_devices_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() < deadline, "a device outlives its server"
         time.sleep(0.02)
     assert not [name for name in os.listdir("/dev/shm") if f"-run-{server.pid}-" in name]
+
+
+def test_ctrl_c_while_the_forking_process_starts_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multiprocessing import forkserver
+
+    started = []
+
+    def start() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    monkeypatch.setattr(forkserver, "ensure_running", start)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for deaf in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                prepare(deaf=deaf)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert [signal.SIGINT in mask for mask in started] == [False, True]  # what is forked with "deaf" never gets it
+
+
+def test_a_model_that_overflows_names_the_learning_rate() -> None:
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(
+            InputError, match="learning_rate: the model of device 0 is no longer finite in round 1 with 4e\\+39"
+        ),
+    ):
+        run(RunConfig(**{**SMALL, "learning_rate": 4e39, "threads": 1}), small())

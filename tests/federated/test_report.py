@@ -131,3 +131,14 @@ def test_missing_devices_are_told(metrics: dict[str, Any], tmp_path: Path) -> No
 
 def test_same_metrics_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> None:
     assert page(metrics, tmp_path / "a.html") == page(metrics, tmp_path / "b.html")
+
+
+def test_one_of_everything(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset.of(rng.normal(size=(40, 8)), np.arange(40) % 2, name="small")
+    result = run(RunConfig(devices=1, rounds=1, components=4, epochs=1), data)
+    write_report(result.metrics, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "on 1 device with 32 training rows; 8 rows kept" in page
+    assert "for 1 round<" in page
+    assert "After 1 round:" in page

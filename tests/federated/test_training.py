@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,3 +119,20 @@ def test_the_split_keeps_every_class_for_training(labels: list[int], fraction: f
     assert set(y[train].tolist()) == set(labels)
     if len(set(labels)) < len(labels):
         assert len(test)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": np.zeros((4, 2))}, InputError, "labels: expected one label a row, shape (n,), got shape (4, 2)"),
+        ({"n_devices": 0}, InputError, "n_devices: expected at least 1, got 0"),
+        ({"n_devices": 2.5}, TypeError, "n_devices: expected an integer, got float"),
+        ({"alpha": "0.3"}, TypeError, "alpha: expected a number, got str"),
+        ({"alpha": np.inf}, InputError, "alpha: expected a number above 0 and below inf, got inf"),
+        ({"seed": 2**64}, InputError, "seed: expected an integer from 0 to"),
+    ],
+)
+def test_bad_partition(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        dirichlet_partition(**{"labels": np.arange(4), "n_devices": 2, **change})
+    assert message in str(caught.value)

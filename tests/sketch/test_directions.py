@@ -424,6 +424,11 @@ def test_min_dim_is_scikit_learns() -> None:
             peer(bad[0], eps=bad[1])
         with pytest.raises(ValueError, match=r"expected (positive )?values"):
             johnson_lindenstrauss_min_dim(bad[0], eps=bad[1])
+    with pytest.raises(ValueError, match="n_samples: expected finite values, got inf"):
+        johnson_lindenstrauss_min_dim(np.inf)
+    for words in ("100", [1, "x"], np.array("2020-01-01", "M8[D]")):
+        with pytest.raises(TypeError, match="n_samples: expected a number or an array of numbers"):
+            johnson_lindenstrauss_min_dim(words)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["sparse_stack", "srht", "rademacher", "gaussian", "sparse"])
@@ -473,6 +478,9 @@ def test_suggestions() -> None:
         ((math.nan,), {}, ValueError, "eps: expected a value in (0, 1), got nan"),
         ((0.5,), {"delta": 0}, ValueError, "delta: expected a value in (0, 1), got 0"),
         ((0.5,), {"delta": 1.5}, ValueError, "delta: expected a value in (0, 1), got 1.5"),
+        (("x",), {}, TypeError, "eps: expected a number, got str"),
+        ((0.5,), {"delta": [0.1]}, TypeError, "delta: expected a number, got list"),
+        ((0.5,), {"kind": ["srht"]}, ValueError, "kind: expected one of 'sparse_stack'"),
         ((0.5,), {"n_samples": 1}, ValueError, "n_samples: expected at least 2, got 1"),
         ((0.5,), {"n_samples": 10.0}, TypeError, "n_samples: expected an integer, got float"),
         ((0.5,), {"rank": 0}, ValueError, "rank: expected at least 1, got 0"),

@@ -152,6 +152,11 @@ def test_a_large_buffer_costs_nothing_before_it_is_used() -> None:
         (lambda: FrequentDirections(2).components_, ValueError, "expected rows first, got none"),
         (lambda: FrequentDirections(2).partial_fit(np.ones((2, 2, 2))), ValueError, "X: expected shape (n, "),
         (lambda: FrequentDirections(2).partial_fit(np.ones((2, 0))), ValueError, "X: expected shape (n, n_features)"),
+        (
+            lambda: FrequentDirections(2).partial_fit(np.array(1.0)),
+            ValueError,
+            "X: expected shape (n, n_features), got ()",
+        ),
         (lambda: FrequentDirections(2).partial_fit([[1.0]]), TypeError, "X: expected an array, got list"),
         (lambda: FrequentDirections(2).partial_fit(np.array([[np.nan]])), ValueError, "got NaN or infinity"),
         (lambda: FrequentDirections(2, dtype="f4").partial_fit(np.ones((2, 2))), TypeError, "got float64"),

@@ -142,6 +142,8 @@ def test_involution_parseval_and_equal_backends(log: int, rows: int, seed: int, 
         (np.zeros((3, 8)), {"axis": 0}, ValueError, "x: expected a power of two as the length of axis 0, got 3"),
         (np.array(1.0), {}, ValueError, "x: expected at least one dimension"),
         (np.zeros(8), {"axis": 1}, np.exceptions.AxisError, "axis 1 is out of bounds"),
+        (np.zeros(8), {"axis": 1.0}, TypeError, "axis: expected an integer, got float"),
+        (np.zeros(8), {"axis": "0"}, TypeError, "axis: expected an integer, got str"),
         (np.zeros(8), {"norm": "forward"}, ValueError, "norm: expected None or 'ortho', got 'forward'"),
         (np.zeros(8), {"out": np.zeros(4)}, ValueError, "out: expected shape (8,), got (4,)"),
         (np.zeros(8), {"out": np.zeros(8, "f4")}, ValueError, "out: expected dtype float64, got float32"),
@@ -154,3 +156,7 @@ def test_bad_input(backend: str, x: Any, kwargs: Any, error: type[Exception], me
     with pytest.raises(error) as caught:
         fwht(x, **kwargs)
     assert message in str(caught.value)
+
+
+def test_any_number_of_threads(backend: str) -> None:
+    assert fwht(np.ones(8), num_threads=2**70)[0] == 8

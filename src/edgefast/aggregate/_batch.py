@@ -46,6 +46,8 @@ def check_number(value: Any, name: str, *, zero: bool) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         number = float(value)
+    except OverflowError:
+        number = np.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     if not np.isfinite(number) or number < 0 or (number == 0 and not zero):

@@ -9,10 +9,11 @@ from cpython.object cimport PyObject
 import numpy as np
 
 cdef object ndarray = np.ndarray
+cdef object memmap = np.memmap
 
 
 def collect_values(dict update not None, list keys not None):
-    """update[k] for k in keys when those are all its keys and every value is an ndarray, else None."""
+    """update[k] for k in keys when those are all its keys and every value is a plain ndarray, else None."""
     cdef Py_ssize_t i, n = len(keys)
     cdef PyObject *found
     cdef list values
@@ -25,20 +26,20 @@ def collect_values(dict update not None, list keys not None):
         if found is NULL:
             return None
         value = <object>found
-        if not isinstance(value, ndarray):
+        if type(value) is not ndarray and type(value) is not memmap:
             return None
         values.append(value)
     return values
 
 
 def collect_items(update not None, Py_ssize_t count):
-    """The items as a list when there are `count` of them and every one is an ndarray, else None."""
+    """The items as a list when there are `count` of them and every one is a plain ndarray, else None."""
     cdef list values
     cdef object value
     if len(update) != count:
         return None
     values = list(update)
     for value in values:
-        if not isinstance(value, ndarray):
+        if type(value) is not ndarray and type(value) is not memmap:
             return None
     return values

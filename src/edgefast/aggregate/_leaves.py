@@ -16,8 +16,10 @@ import numpy as np
 from edgefast.aggregate import _npy
 from edgefast.backends.table import BF16, Array
 
-__all__ = ["LeafError", "Restore", "as_array", "is_message", "new_array", "restorer", "writable"]
+__all__ = ["PLAIN", "LeafError", "Restore", "as_array", "is_message", "new_array", "restorer", "writable"]
 
+#: Array types that kernels take as they are; other subclasses (matrix) have arithmetic of their own.
+PLAIN = (np.ndarray, np.memmap)
 #: From a new array to what the caller gets; None for the array itself.
 Restore = Callable[[Array], Any] | None
 
@@ -55,7 +57,9 @@ def as_array(node: Any) -> Array:
         LeafError: this is no array, or not one in this machine's memory.
     """
     if isinstance(node, np.ndarray):
-        return _as_brain(node)
+        if isinstance(node, np.ma.MaskedArray):
+            raise LeafError("an array without a mask", "a masked one (fill the masked values first)")
+        return _as_brain(node if type(node) in PLAIN else np.asarray(node))
     if (torch := _torch_of(node)) is not None:
         return _from_torch(node, torch)
     if is_message(node):

@@ -20,6 +20,7 @@ __all__ = [
     "check_choice",
     "check_integers",
     "check_options",
+    "check_sequence",
     "count_of",
     "exact_float",
     "exact_weight",
@@ -42,7 +43,7 @@ _UNIT_BITS = 952  # 2**-900 with its 52 digits after the first is a multiple of 
 
 
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
@@ -60,6 +61,8 @@ def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         weight = float(value)
+    except OverflowError:
+        weight = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     except OverflowError:  # an integer beyond float64
@@ -72,16 +75,25 @@ def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
     return weight
 
 
-def count_of(updates: Any) -> int:
-    """How many updates there are, in something that has a length and can be indexed."""
+def check_sequence(updates: Any) -> None:
+    """Raises TypeError unless this has a length, and updates[k] is the k-th update."""
+    kind = type(updates).__name__
     if (
         isinstance(updates, (Mapping, str, bytes))
         or not hasattr(updates, "__len__")
         or not hasattr(updates, "__getitem__")
     ):
-        raise TypeError(f"updates: expected a sequence of updates, got {type(updates).__name__}")
+        raise TypeError(f"updates: expected a sequence of updates, got {kind}")
     if getattr(updates, "ndim", None) == 0:
         raise TypeError("updates: expected a sequence of updates, got a 0-d array")
+    # In pandas updates[k] is a column, sparse matrices and memoryviews of matrices have no rows to take out.
+    if hasattr(updates, "iloc") or hasattr(updates, "tocsr") or (isinstance(updates, memoryview) and updates.ndim > 1):
+        raise TypeError(f"updates: expected a sequence of updates or a numpy array, got {kind}")
+
+
+def count_of(updates: Any) -> int:
+    """How many updates there are, in something that has a length and can be indexed."""
+    check_sequence(updates)
     count = len(updates)
     if count == 0:
         raise ValueError("updates: expected at least one update, got none")
@@ -94,7 +106,7 @@ def weights_of(weights: Sequence[float] | Array | None, count: int, accumulate: 
         return [1.0] * count
     try:
         found = list(weights)
-    except TypeError:
+    except (TypeError, NotImplementedError):  # the latter: a memoryview of a matrix
         raise TypeError(f"weights: expected a sequence of numbers, got {type(weights).__name__}") from None
     if len(found) != count:
         raise ValueError(f"weights: expected {count} weights, one per update, got {len(found)}")

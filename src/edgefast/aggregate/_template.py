@@ -134,7 +134,8 @@ class Template:
         if isinstance(structure, int):
             if not _is_leaf(node):
                 raise StructureMismatch.of(client, path or None, "an array", f"a {type(node).__name__}")
-            leaves[structure] = node
+            odd = isinstance(node, np.ndarray) and type(node) not in _leaves.PLAIN
+            leaves[structure] = _as_array(node, client, path or None) if odd else node
         elif structure[0] == "dict":
             keys, children = structure[1], structure[2]
             if not isinstance(node, Mapping):

@@ -80,6 +80,10 @@ def dp_noise_multiplier(
 ) -> float:
     """The smallest noise multiplier (to 0.1 %, rounded up) for which dp_epsilon is at most epsilon.
 
+    Args:
+        epsilon: what all rounds together may spend, above 0.
+        rounds, delta, sampling_rate, accountant: as in `dp_epsilon`.
+
     Raises:
         ImportError: dp-accounting is not installed (extra `privacy`).
         TypeError, ValueError: an argument of the wrong type or out of range, or no multiplier up to 2**20 is enough.
@@ -112,6 +116,10 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     """Standard deviation over sensitivity with which one Gaussian mechanism is (epsilon, delta)-private.
 
     Exact ("analytic Gaussian mechanism"), to a relative 1e-12, rounded up; needs no extra.
+
+    Args:
+        epsilon: above 0.
+        delta: above 0 and below 1.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.

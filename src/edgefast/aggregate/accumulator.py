@@ -215,8 +215,10 @@ class MeanAccumulator:
             clients: names for error messages; None for running numbers.
 
         Raises:
+            TypeError: updates is no sequence (a generator, a DataFrame).
             ValueError: a wrong number of weights or clients, and what `add` raises.
         """
+        _policy.check_sequence(updates)
         found = _policy.weights_of(weights, len(updates), self._accumulate)
         if clients is not None and len(clients) != len(updates):
             raise ValueError(f"clients: expected {len(updates)} names, one per update, got {len(clients)}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefast.aggregate import _policy
+from edgefast.aggregate._batch import check_count
 from edgefast.aggregate._template import Template
 from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.mean import weighted_mean
@@ -65,17 +66,14 @@ class FedBuff:
         normalize: Literal["count", "weight"] = "count",
         num_threads: int | None = None,
     ) -> None:
-        if isinstance(buffer_size, bool) or not hasattr(buffer_size, "__index__"):
-            raise TypeError(f"buffer_size: expected an integer, got {type(buffer_size).__name__}")
-        if buffer_size < 1:
-            raise ValueError(f"buffer_size: expected at least 1, got {buffer_size}")
+        size = check_count(buffer_size, "buffer_size", 1)
         _policy.check_choice(normalize, "normalize", ("count", "weight"))
         if staleness is not None and not callable(staleness):
             raise TypeError(f"staleness: expected a callable or None, got {type(staleness).__name__}")
         self._lr = _policy.one_weight(lr, "lr")
         if self._lr == 0:
             raise ValueError("lr: expected a number above 0, got 0.0")
-        self._buffer_size = int(buffer_size)
+        self._buffer_size = size
         self._staleness = polynomial_staleness if staleness is None else staleness
         self._normalize = normalize
         self._template = Template(model, client="model")
@@ -166,7 +164,9 @@ def gossip(
         K new models; the given ones are not changed.
 
     Raises:
-        ValueError: mixing has another shape, negative or non-finite entries, or a row that does not sum to 1.
+        TypeError: models is no sequence of updates.
+        ValueError: there are no models, or mixing has another shape, negative or non-finite entries, or a row that does
+            not sum to 1.
         StructureMismatch, ShapeMismatch, DtypeMismatch, NonFiniteUpdate: as `weighted_mean`.
 
     References:
@@ -179,7 +179,7 @@ def gossip(
         [array([1.]), array([3.])]
     """
     matrix = np.asarray(mixing, np.float64)
-    count = len(models)
+    count = _policy.count_of(models)
     if matrix.shape != (count, count):
         raise ValueError(f"mixing: expected shape ({count}, {count}), one row per model, got {matrix.shape}")
     if not np.isfinite(matrix).all() or (matrix < 0).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -25,12 +26,17 @@ _STATE_VERSION = 1
 
 
 def _number(value: Any, name: str, low: float, high: float, *, open_low: bool = False) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
-    if not (low < number if open_low else low <= number) or not number <= high:
-        bound = "<" if open_low else "<="
-        raise ValueError(f"{name}: expected {low} {bound} {name} <= {high}, got {number}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    if not (low < number if open_low else low <= number) or not number <= high or math.isinf(number):
+        bounds = f"{low} {'<' if open_low else '<='} {name} {'<' if math.isinf(high) else '<='} {high}"
+        raise ValueError(f"{name}: expected {bounds}, got {number}")
     return number
 
 
@@ -318,7 +324,7 @@ class _Adaptive(ServerOptimizer):
         self.beta_2: float = _number(default[2] if beta_2 is None else beta_2, "beta_2", 0, 1)
         self.tau: float = _number(default[3] if tau is None else tau, "tau", 0, np.inf)
         start = default[4] if initial_v is None else initial_v
-        self.initial_v: float = _number(self.tau**2 if start is None else start, "initial_v", 0, np.inf)
+        self.initial_v: float = _number(self.tau * self.tau if start is None else start, "initial_v", 0, np.inf)
 
     @property
     def _initial_v(self) -> float:  # type: ignore[override]

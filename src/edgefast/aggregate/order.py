@@ -112,7 +112,7 @@ def trimmed_mean(
     if (trim is None) == (f is None):
         raise TypeError("trimmed_mean: expected exactly one of trim= and f=")
     if trim is not None:
-        if isinstance(trim, (str, bytes)) or not 0 <= trim < 0.5:
+        if isinstance(trim, (str, bytes)) or hasattr(trim, "__len__") or not 0 <= trim < 0.5:
             raise ValueError(f"trim: expected a number in [0, 0.5), got {trim!r}")
         share = float(trim)
     else:

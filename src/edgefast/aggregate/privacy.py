@@ -245,7 +245,7 @@ class GaussianMechanism:
             TypeError, ValueError: no updates without `base`, a count or weights out of range, or so many updates that
                 the sums would not fit.
         """
-        if isinstance(updates, (str, bytes, dict)) or not isinstance(updates, Iterable):
+        if isinstance(updates, (str, bytes, dict)) or not isinstance(updates, Iterable) or hasattr(updates, "iloc"):
             raise TypeError(f"updates: expected updates one after the other, got {type(updates).__name__}")
         _check_equal(weights)
         fixed = None if count is None else check_count(count, "count", 1)

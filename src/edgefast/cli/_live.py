@@ -26,18 +26,19 @@ class LiveView:
         self._told = 0  # faults printed
         console = Console(stderr=True)
         self._plain = not console.is_terminal
-        self._bar = Bar(
-            TextColumn(f"[bold]{name.replace('[', '(')}[/]"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            TextColumn("queue {task.fields[gauge]}"),
-            TextColumn("{task.fields[dropped]} dropped"),
-            TextColumn("{task.fields[lost]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=self._plain,
-        )
+        width = console.width
+        columns = [  # and the least width at which each is shown: cut off in the middle none says anything
+            (80, TextColumn(f"[bold]{name.replace('[', '(')}[/]")),
+            (66, BarColumn(bar_width=24 if width >= 100 else 8)),
+            (0, MofNCompleteColumn()),
+            (0, TextColumn("{task.fields[accuracy]}")),
+            (66, TextColumn("queue {task.fields[gauge]}")),
+            (40, TextColumn("{task.fields[dropped]} dropped")),
+            (40, TextColumn("{task.fields[lost]}")),
+            (80, TimeElapsedColumn()),
+        ]
+        shown = [column for least, column in columns if width >= least]
+        self._bar = Bar(*shown, console=console, disable=self._plain)
         self._task = self._bar.add_task("run", total=config.rounds, accuracy="", gauge="", dropped=0, lost="")
 
     def __enter__(self) -> LiveView:

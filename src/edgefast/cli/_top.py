@@ -222,7 +222,7 @@ _COLUMNS = (
 )
 _SHARED = (
     Column("queue"),
-    Column("handles", True),
+    Column("handles", True, 3),
     Column("", False, 2),
     Column("depth", True),
     Column("limit", True),
@@ -232,7 +232,7 @@ _SHARED = (
     Column("out/s", True),
     Column("dropped", True),
     Column("waits", True, 6),
-    Column("lost", True),
+    Column("lost", True, 8),
     Column("redelivered", True, 9),
     Column("bytes", True, 5),
 )

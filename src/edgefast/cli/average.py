@@ -39,6 +39,10 @@ def _average(args: argparse.Namespace) -> int:
     from edgefast.aggregate import average_checkpoints
     from edgefast.errors import InputError
 
+    if args.rule in ("trimmed", "trimmed_mean") and (args.trim is None) == (args.byzantine is None):
+        raise InputError(f"rule: expected exactly one of --trim and --byzantine with {args.rule!r}")
+    if args.rule == "meamed" and args.byzantine is None:
+        raise InputError("rule: expected --byzantine with 'meamed'")
     options = {k: v for k, v in (("trim", args.trim), ("f", args.byzantine)) if v is not None}
     written = 0
 
@@ -72,9 +76,8 @@ def _average(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         rate = (len(args.files) + 1) * written / seconds / 1e9
-        print(
-            f"{args.out}: {args.rule} of {len(args.files)} files, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s"
-        )
+        files = f"{len(args.files)} file{'s' if len(args.files) > 1 else ''}"
+        print(f"{args.out}: {args.rule} of {files}, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s")
     return 0
 
 

@@ -119,7 +119,7 @@ def _folder(folder: Path) -> Path:
 
 
 def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
-    from edgefast.federated.report import describe_faults
+    from edgefast.federated.report import counted, describe_faults
 
     def percent(value: float | None) -> str:
         return "not computed" if value is None else f"{value:.1%}"
@@ -128,10 +128,10 @@ def _summary(metrics: dict[str, Any], folder: Path | None) -> list[str]:
     lines = [
         f"accuracy    federated {percent(accuracy['federated'])}, all rows in one place: same sketch "
         f"{percent(accuracy['centralised'])}, raw features {percent(accuracy['centralised_raw'])}",
-        f"queue       closed {queue['high_events']} times, fullest {queue['peak']} of {queue['maxsize']} batches, "
-        f"{queue['dropped']} of {queue['offered']} dropped",
+        f"queue       closed {counted(queue['high_events'], 'time')}, fullest {queue['peak']} of {queue['maxsize']} "
+        f"batches, {queue['dropped']} of {queue['offered']} dropped",
         f"uplink      {sent['updates']:,} bytes of updates, {sent['updates_without_sketch']:,} without the sketch",
-        f"time        {metrics['seconds']:.2f} s for {len(metrics['rounds'])} rounds",
+        f"time        {metrics['seconds']:.2f} s for {counted(len(metrics['rounds']), 'round')}",
     ]
     lines += [f"{kind:12}{text}" for kind, text in describe_faults(metrics)]
     if folder is not None:

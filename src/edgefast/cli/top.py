@@ -139,6 +139,4 @@ def _screen(picture: Picture, width: int, height: float) -> Any:
             found.append(Text(f"… {len(rows) - fitting} more; --once prints all", style="dim"))
             room -= 1
     found += [Text(), *(Text(remark, style="yellow") for remark in remarks)] if remarks else []
-    for text in found:
-        text.no_wrap, text.overflow = True, "crop"
-    return Text("\n").join(found)
+    return Text("\n", no_wrap=True, overflow="crop").join(found)  # the joint decides for all

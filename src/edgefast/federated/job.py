@@ -12,7 +12,8 @@ import numpy as np
 
 import edgefast
 from edgefast import backends
-from edgefast.aggregate import MeanAccumulator
+from edgefast.aggregate import MeanAccumulator, NonFiniteUpdate
+from edgefast.errors import InputError
 from edgefast.federated.config import RunConfig
 from edgefast.federated.data import Dataset
 from edgefast.federated.device import StageTotals
@@ -95,7 +96,8 @@ def run(
         publish: show pipelines and queues in `edgefast top` while the run lasts.
 
     Raises:
-        InputError: more devices than rows, more components than features, or scikit-learn is missing.
+        InputError: more devices than rows, components that do not go with the features and the kind, a learning rate at
+            which a model overflows, or scikit-learn is missing.
         ImportError: the backend asked for is unknown or not available; `processes` without Linux or the native backend.
         OSError: `processes` and no room in shared memory, or no device could be started.
 
@@ -201,7 +203,13 @@ class _Run:
             rows += update.rows
             if update.rows:
                 before = time.thread_time()
-                accumulator.add(update.model, update.rows if self.plan.config.weights == "rows" else 1.0)
+                try:
+                    accumulator.add(update.model, update.rows if self.plan.config.weights == "rows" else 1.0)
+                except NonFiniteUpdate:
+                    raise InputError(
+                        f"learning_rate: the model of device {update.device} is no longer finite in round {number + 1} "
+                        f"with {self.plan.config.learning_rate:g}; ask for a smaller one"
+                    ) from None
                 self.aggregation.seconds += time.thread_time() - before
                 self.aggregation.items += 1
                 contributors += 1

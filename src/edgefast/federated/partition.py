@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def dirichlet_partition(
         n_devices arrays of row numbers, ascending, disjoint, together all rows; none is empty.
 
     Raises:
-        InputError: more devices than rows.
+        TypeError: n_devices or seed is no integer, alpha no number.
+        InputError: more devices than rows, no device, labels that are no vector, alpha not above 0 and finite, or a
+            seed that is not from 0 to 2**64 - 1.
 
     References:
         T.-M. H. Hsu, H. Qi and M. Brown, "Measuring the effects of non-identical data distribution for federated
@@ -39,6 +42,17 @@ def dirichlet_partition(
         >>> sorted(np.concatenate(shards)) == list(range(100))
         True
     """
+    labels, n_devices, seed = np.asarray(labels), _integer(n_devices, "n_devices"), _integer(seed, "seed")
+    if labels.ndim != 1:
+        raise InputError(f"labels: expected one label a row, shape (n,), got shape {labels.shape}")
+    if n_devices < 1:
+        raise InputError(f"n_devices: expected at least 1, got {n_devices}")
+    if isinstance(alpha, str) or np.ndim(alpha):
+        raise TypeError(f"alpha: expected a number, got {type(alpha).__name__}")
+    if not 0 < alpha < np.inf:
+        raise InputError(f"alpha: expected a number above 0 and below inf, got {alpha}")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed: expected an integer from 0 to {2**64 - 1}, got {seed}")
     n = len(labels)
     if n_devices > n:
         raise InputError(f"devices: expected at most one per training row ({n}), got {n_devices}; ask for fewer")
@@ -57,6 +71,13 @@ def dirichlet_partition(
         counts[richest] -= 1
         counts[device] += 1
     return [np.flatnonzero(owner == device) for device in range(n_devices)]
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
 
 
 def stratified_split(

@@ -54,7 +54,8 @@ class Plan:
         data: all rows.
 
     Raises:
-        InputError: more devices than rows, more components than features, or no row to score with.
+        InputError: more devices than rows, components that do not go with the features and the kind, a learning rate
+            beyond the numbers' range, or no row to score with.
 
     Attributes:
         train_rows, test_rows: row numbers, ascending.
@@ -71,6 +72,10 @@ class Plan:
             raise InputError(
                 f"components: expected at most the {d} features of {data.name}, got {config.components}; ask for fewer"
             )
+        if config.kind == "rotation" and config.components < d:
+            raise InputError(
+                f"components: expected the {d} features of {data.name} with kind 'rotation', got {config.components}"
+            )
         train, test = stratified_split(data.y, config.test_fraction, seed=config.seed)
         if not len(test):
             raise InputError(f"{data.name}: expected rows to score with, every class has a single row")
@@ -85,6 +90,9 @@ class Plan:
         # The loss is smooth with constant m / 2 for rows of mean square norm m, here one per informative feature.
         informative = int((self.scaler.deviation > 0).sum())
         self.step: float = config.learning_rate / max(1, informative)
+        if self.step > float(np.finfo(self.scaler.dtype).max):
+            real = np.dtype(self.scaler.dtype).name
+            raise InputError(f"learning_rate: expected a step that {real} holds, got {config.learning_rate:g}")
         self.traced: int = max(range(config.devices), key=lambda i: len(self.shards[i]))
 
     def start(self) -> Parameters:

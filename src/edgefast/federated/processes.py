@@ -52,16 +52,17 @@ def prepare(*, deaf: bool = False) -> None:
         list_shared()
     except ImportError as error:
         raise ImportError(f"processes: {error}") from None
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     _context().set_forkserver_preload(["edgefast.federated.remote"])
-    ours = deaf and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ours else None
-    try:
-        forkserver.ensure_running()
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
+    with _ctrl_c_waits():
+        resource_tracker.ensure_running()  # leaves SIGINT unblocked: first
+        # What is started with the signal blocked never gets it. To ignore it meanwhile would lose one meant for us.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if deaf else set())
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _ending(status: int) -> str:

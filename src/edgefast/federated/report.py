@@ -143,14 +143,16 @@ def _accuracy(figure: Any, metrics: dict[str, Any]) -> str:
             )
     axes.set(xlabel="round", ylabel="accuracy on the test rows", ylim=(max(0.0, lowest - 0.05), 1.01))
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(rounds) == 1:  # one point has no extent of its own: matplotlib would show rounds 0.96 to 1.04
+        axes.set_xlim(0, 2)
     axes.legend(loc="lower right", facecolor="white", edgecolor="none")
     if found["centralised"] is None or found["federated"] is None:
         return "The reference lines were not computed."
     gap = 100 * (found["centralised"] - found["federated"])
     where = "below" if gap >= 0 else "above"
     return (
-        f"After {len(rounds)} rounds: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with all rows "
-        "in one place on the same sketched features."
+        f"After {counted(len(rounds), 'round')}: {found['federated']:.1%}, {abs(gap):.1f} points {where} training with "
+        "all rows in one place on the same sketched features."
     )
 
 
@@ -171,8 +173,8 @@ def _depth(figure: Any, metrics: dict[str, Any]) -> str:
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", frameon=False, ncols=2, fontsize=9)
     text = (
-        f"The queues closed {queue['high_events']:,} times and sources waited {queue['full_waits']:,} times; the most "
-        f"batches held at once were {queue['peak']}."
+        f"The queues closed {counted(queue['high_events'], 'time')} and sources waited "
+        f"{counted(queue['full_waits'], 'time')}; the most batches held at once were {queue['peak']}."
     )
     if queue["policy"] != "block":
         text += f" {queue['dropped']:,} of {queue['offered']:,} batches were dropped."
@@ -242,6 +244,11 @@ def _bytes(value: float) -> str:
     raise AssertionError
 
 
+def counted(number: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _count(value: float) -> str:
     for unit in ("", "k", "M", "G"):
         if value < 1000 or unit == "G":
@@ -272,7 +279,7 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         (_percent(accuracy["centralised_raw"]), "raw features, one place"),
         (_percent(saved), "of update bytes saved"),
         (f"{queue['dropped']:,}", "batches dropped"),
-        (f"{metrics['seconds']:.1f} s", f"for {len(rounds)} rounds"),
+        (f"{metrics['seconds']:.1f} s", f"for {counted(len(rounds), 'round')}"),
     ]
     notes = []
     if metrics["interrupted"]:
@@ -293,6 +300,8 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
             "same seed gives another model."
         )
     shares = data["rows_per_device"]
+    least, most = min(shares), max(shares)
+    held = f"{least:,} training rows" if least == most else f"{least:,} to {most:,} training rows"
     apart = " in processes of their own" if config["processes"] else ""
     used = {**config, "high_watermark": queue["high_watermark"], "low_watermark": queue["low_watermark"]}
     options = [(key.replace("_", " "), "default" if value is None else value) for key, value in used.items()]
@@ -301,10 +310,10 @@ def _page(metrics: dict[str, Any], figures: list[str]) -> str:
         f"<title>edgefast run: {html.escape(data['name'])}</title><style>{_STYLE}</style></head><body>",
         f"<h1>Federated training on {html.escape(data['name'])}</h1>",
         f"<p class=sub>{data['rows']:,} rows, {data['features']:,} features, {data['classes']} classes, on "
-        f"{config['devices']} devices{apart} with {min(shares):,} to {max(shares):,} training rows each; "
+        f"{counted(config['devices'], 'device')}{apart} with {held}{' each' if len(shares) > 1 else ''}; "
         f"{data['test_rows']:,} rows kept for scoring. edgefast {html.escape(metrics['edgefast'])}, backend "
         f"{html.escape(backend['name'])}{html.escape(f' ({simd})' if (simd := backend['simd']) else '')}, "
-        f"{backend['threads']} threads.</p>",
+        f"{counted(backend['threads'], 'thread')}.</p>",
         *(f"<p class=note>{html.escape(n)}</p>" for n in notes),
         "<div class=tiles>",
         *(f"<div class=tile><b>{html.escape(v)}</b><span>{html.escape(t)}</span></div>" for v, t in tiles),

@@ -193,6 +193,7 @@ class RandomProjection(_Transformer):
 
     @property
     def components_(self) -> Any:
+        """The matrix, (n_components_, n_features_in_), its scale included: CSR for sparse kinds, else an array."""
         check_is_fitted(self)
         operator = self.operator_
         if operator.kind in ("sparse_stack", "countsketch", "sparse"):
@@ -201,6 +202,7 @@ class RandomProjection(_Transformer):
 
     @property
     def density_(self) -> float:
+        """Share of the matrix that is not zero, expected where entries are drawn independently."""
         check_is_fitted(self)
         operator = self.operator_
         if operator.kind == "sparse":

@@ -26,6 +26,7 @@ class PipelineError(RuntimeError):
 
     @classmethod
     def of(cls, stage: str, error: BaseException, item: Any = None) -> PipelineError:
+        """The error of a stage, with `error` as its cause."""
         where = f"stage {stage!r} failed" + ("" if item is None else f" on {reprlib.repr(item)}")
         self = cls(f"{where}: {type(error).__name__}: {error}", stage, item)
         self.__cause__ = error

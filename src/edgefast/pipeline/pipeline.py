@@ -318,6 +318,7 @@ class Pipeline:
 
     @property
     def name(self) -> str:
+        """What `edgefast top` and metrics call it."""
         return self._core.name
 
     @property

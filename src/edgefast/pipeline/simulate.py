@@ -34,12 +34,14 @@ Times = float | Callable[[random.Random, float], float]
 
 
 def exponential(mean: float) -> Times:
-    """Independent times with an exponential distribution: as variable as a Poisson process."""
+    """Independent times with an exponential distribution of that mean in seconds, above 0: as variable as a Poisson
+    process."""
     return lambda rng, now: rng.expovariate(1 / mean)
 
 
 def gamma(mean: float, cv: float) -> Times:
-    """Independent times with a gamma distribution; `cv` is the standard deviation over the mean, above 0."""
+    """Independent times with a gamma distribution of that mean in seconds; `cv` is the standard deviation over the
+    mean. Both are above 0."""
     shape = 1 / (cv * cv)
     return lambda rng, now: rng.gammavariate(shape, mean / shape)
 

@@ -96,7 +96,7 @@ class FrequentDirections:
         rows = numeric(X, "X", self.dtype)
         if rows.ndim == 1:
             rows = rows[None, :]
-        width = rows.shape[-1] if self._rows is None else self.n_features_in_
+        width = self.n_features_in_ if self._rows is not None else rows.shape[-1] if rows.ndim else 0
         if rows.ndim != 2 or rows.shape[1] != width or width == 0:
             raise ValueError(f"X: expected shape (n, {width or 'n_features'}), got {np.shape(X)}")
         for tile in row_tiles(*rows.shape):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgefast import backends
 from edgefast.sketch._arrays import check_out, float_array, threads_for
+from edgefast.sketch._checks import integer
 
 __all__ = ["fwht"]
 
@@ -38,7 +39,7 @@ def fwht(
         The transform, shape and dtype of `x`; `out` when given.
 
     Raises:
-        TypeError: `x` or `out` is no array of float32 or float64.
+        TypeError: `x` or `out` is no array of float32 or float64, or `axis` no integer.
         ValueError: a length that is no power of two, an unknown norm, a zero-dimensional `x`, or an `out` of another
             shape or dtype or that is read-only.
         numpy.exceptions.AxisError: `axis` is out of bounds.
@@ -55,8 +56,9 @@ def fwht(
     x = float_array(x, "x")
     if x.ndim == 0:
         raise ValueError("x: expected at least one dimension, got a zero-dimensional array")
-    if norm is not None and norm != "ortho":
+    if norm is not None and (not isinstance(norm, str) or norm != "ortho"):
         raise ValueError(f"norm: expected None or 'ortho', got {norm!r}")
+    axis = integer(axis, "axis", -(2**63), 2**63 - 1)
     if not -x.ndim <= axis < x.ndim:
         raise np.exceptions.AxisError(axis, x.ndim)
     length = x.shape[axis]

@@ -59,7 +59,17 @@ def inverse_rotate(
 ) -> NDArray[Any]:
     """Undo `rotate` with the same seed, up to rounding: about log2(d) * eps relative to the length.
 
-    Arguments, result and errors are those of `rotate`.
+    Args:
+        x: rotated vectors along the last axis, shape (..., d), float32 or float64.
+        seed: what they were rotated with.
+        out: where to write, an array of x's shape and dtype; `out=x` works in place.
+        num_threads: threads to use at most; None means the default of `edgefast.using` and the environment.
+
+    Returns:
+        The vectors, shape and dtype of `x`; `out` when given.
+
+    Raises:
+        TypeError, ValueError: as `rotate`.
     """
     return _apply(x, seed, True, out, num_threads)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from edgefast.backends.streams import KIND_NUMBERS
 
@@ -28,7 +29,8 @@ def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1)
         int64, a scalar for scalar arguments, else an array of the broadcast shape.
 
     Raises:
-        ValueError: `eps` outside (0, 1), or `n_samples` not positive.
+        TypeError: an argument holds no numbers.
+        ValueError: `eps` outside (0, 1), or `n_samples` not positive and finite.
 
     References:
         S. Dasgupta and A. Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003.
@@ -37,12 +39,13 @@ def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1)
         >>> int(johnson_lindenstrauss_min_dim(1_000_000, eps=0.5))
         663
     """
-    tolerance = np.asarray(eps, dtype=np.float64)
-    points = np.asarray(n_samples)
+    tolerance, points = _numbers(eps, "eps"), _numbers(n_samples, "n_samples")
     if not np.all((tolerance > 0) & (tolerance < 1)):
         raise ValueError(f"eps: expected values in (0, 1), got {eps!r}")
     if not np.all(points > 0):
         raise ValueError(f"n_samples: expected positive values, got {n_samples!r}")
+    if not np.all(points < np.inf):
+        raise ValueError(f"n_samples: expected finite values, got {n_samples!r}")
     return (4 * np.log(points) / (tolerance**2 / 2 - tolerance**3 / 3)).astype(np.int64)
 
 
@@ -75,7 +78,7 @@ def suggest_n_components(
         kind: a kind of SketchOperator.
 
     Raises:
-        TypeError: n_samples or rank is no integer.
+        TypeError: n_samples or rank is no integer, eps or delta no number.
         ValueError: a number out of range, both goals at once, or a kind without a choice ("rotation") or unknown.
 
     References:
@@ -91,14 +94,17 @@ def suggest_n_components(
         >>> suggest_n_components(0.2, delta=0.001)
         878
     """
-    if kind == "rotation":
+    if isinstance(kind, str) and kind == "rotation":
         raise ValueError("kind: 'rotation' has as many components as features")
-    if kind not in KIND_NUMBERS:
+    if not isinstance(kind, str) or kind not in KIND_NUMBERS:
         raise ValueError(f"kind: expected one of {', '.join(map(repr, KIND_NUMBERS))}, got {kind!r}")
-    if not 0 < eps < 1:
-        raise ValueError(f"eps: expected a value in (0, 1), got {eps!r}")
-    if delta is not None and not 0 < delta < 1:
-        raise ValueError(f"delta: expected a value in (0, 1), got {delta!r}")
+    for name, value in (("eps", eps), ("delta", delta)):
+        if value is None and name == "delta":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.integer, np.floating)):
+            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        if not 0 < value < 1:
+            raise ValueError(f"{name}: expected a value in (0, 1), got {value!r}")
     if n_samples is not None and rank is not None:
         raise ValueError("rank: expected either n_samples or rank, got both")
     failure = 0.01 if delta is None else float(delta)
@@ -117,6 +123,15 @@ def suggest_n_components(
     if kind == "countsketch":
         return math.ceil(2 * pairs / (eps * eps * failure))
     return math.ceil(2 * (math.log(2 / failure) + math.log(pairs)) / (eps**2 / 2 - eps**3 / 3))
+
+
+def _numbers(value: ArrayLike, name: str) -> NDArray[np.float64]:
+    if np.asarray(value).dtype.kind in "iufO":
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name}: expected a number or an array of numbers, got {value!r}")
 
 
 def _count(value: Any, name: str, low: int) -> int:
