@@ -61,8 +61,6 @@ def one_weight(value: Any, name: str, accumulate: str = "float64") -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         weight = float(value)
-    except OverflowError:
-        weight = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     except OverflowError:  # an integer beyond float64
