@@ -2,8 +2,9 @@
 
 Limits, for K updates of P float32 values: every update is read once, 4 (K + 1) P bytes. Sorting: Batcher's network has
 31 comparators for K = 10, 191 for 32, 1104 for 100; a comparator is a minimum and a maximum of 16 (AVX-512) or 8 (AVX2)
-coordinates, two of which start a cycle. So K = 10 is bound by memory, K = 100 by arithmetic: 138 cycles a coordinate
-block of 16. Pair sums: K (K + 1) / 2 products and sums in float64, 8 coordinates at a time.
+coordinates, two of which start a cycle. The median of 17 to 32 needs less: both halves sorted, 63 comparators each for
+K = 32, and its two ranks from 64 minima and maxima. So K = 10 and that are bound by memory, K = 100 by arithmetic: 138
+cycles a coordinate block of 16. Pair sums: K (K + 1) / 2 products and sums in float64, 8 coordinates at a time.
 """
 
 from __future__ import annotations

@@ -282,7 +282,13 @@ struct Apply {
 };
 
 constexpr int kRegisters = ef::kOrderStreams;
+constexpr int kMostHalves = 2 * kRegisters;
+constexpr int kColumns = 8;  // sorted at a time
 constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each stream
+
+EF_INLINE bool is_median(int64_t clients, int64_t low, int64_t high) {
+    return low == (clients - 1) / 2 && high == clients / 2 + 1;
+}
 
 template <class VV>
 EF_INLINE bool any_lane(VV v) {
@@ -307,6 +313,19 @@ EF_INLINE void narrow(const double* values, int n, double* out) {
     __builtin_memcpy(out, values, static_cast<size_t>(n) * sizeof(double));
 }
 
+// Images of the values of K streams at an offset.
+template <class T, int K>
+EF_INLINE void load_column(const T* const* x, int64_t offset, typename Image<T>::VV* v, typename Image<T>::VV* bad) {
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k) {
+        const T* const p = x[k] + offset;
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
+        const auto bits = Image<T>::raw(p);
+        *bad |= Image<T>::not_finite(bits);
+        v[k] = flip_negative(bits);
+    }
+}
+
 // Sorted images of consecutive columns of K finite streams: with Median only the middle one or two of each (the
 // compiler then drops every comparison they do not need), else all K. False when something was not finite.
 template <class T, int K, bool Median>
@@ -317,14 +336,7 @@ static bool sort_streams(const T* const* x, int64_t columns, typename Image<T>::
     VV bad = {};
     for (int64_t c = 0; c < columns; ++c) {
         VV v[K];
-#pragma GCC unroll 16
-        for (int k = 0; k < K; ++k) {
-            const T* const p = x[k] + c * L;
-            __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 2);
-            const VV bits = Im::raw(p);
-            bad |= Im::not_finite(bits);
-            v[k] = flip_negative(bits);
-        }
+        load_column<T, K>(x, c * L, v, &bad);
         Apply<K, 0>::run(v);
         if constexpr (Median) {
             *out++ = v[(K - 1) / 2];
@@ -345,30 +357,80 @@ static bool sort_some(const T* const* x, int64_t clients, bool median, int64_t c
     return median ? sort_streams<T, K, true>(x, columns, out) : sort_streams<T, K, false>(x, columns, out);
 }
 
+// The value of rank R in the union of two sorted columns: of the splits of the R + 1 least values into i from the one and
+// R + 1 - i from the other, the right one has the least greatest value.
+template <int A, int B, int R, int I = (R + 1 > B ? R + 1 - B : 0)>
+struct Split {
+    template <class VV>
+    EF_INLINE VV rank(const VV* a, const VV* b) {
+        VV most = I > 0 ? a[I > 0 ? I - 1 : 0] : b[R];
+        if constexpr (I > 0 && I <= R) {
+            VV other = b[R - I];
+            exchange(other, most);
+        }
+        if constexpr (I < A && I <= R) {
+            VV rest = Split<A, B, R, I + 1>::rank(a, b);
+            exchange(most, rest);
+        }
+        return most;
+    }
+};
+
+// sort_streams for the median of up to twice as many streams: one half sorted and put aside, the other met in registers.
+template <class T, int K>
+static bool median_of_halves(const T* const* x, int64_t columns, typename Image<T>::VV* out) {
+    typedef Image<T> Im;
+    typedef typename Im::VV VV;
+    constexpr int A = (K + 1) / 2, B = K / 2, L = Lane<typename Im::I>::count;
+    VV aside[kColumns * A];
+    bool fine = sort_streams<T, A, false>(x, columns, aside);
+    VV bad = {};
+    for (int64_t c = 0; c < columns; ++c) {
+        const VV* const a = aside + c * A;
+        VV b[B];
+        load_column<T, B>(x + A, c * L, b, &bad);
+        Apply<B, 0>::run(b);
+        *out++ = Split<A, B, (K - 1) / 2>::rank(a, b);
+        if constexpr (K % 2 == 0) *out++ = Split<A, B, K / 2>::rank(a, b);
+    }
+    return fine && !any_lane(bad);
+}
+
+template <class T, int K>
+static bool median_of_many(const T* const* x, int64_t clients, int64_t columns, typename Image<T>::VV* out) {
+    if constexpr (K > kRegisters + 1) {
+        if (clients < K) return median_of_many<T, K - 1>(x, clients, columns, out);
+    }
+    return median_of_halves<T, K>(x, columns, out);
+}
+
 template <class T, class Out>
 static bool registers(const T* const* x, int64_t clients, int64_t n, int64_t low, int64_t high, Out* out) {
     typedef Image<T> Im;
     typedef typename Im::VV VV;
     constexpr int L = Lane<typename Im::I>::count;
-    constexpr int kColumns = 8;
     VV sorted[kColumns * kRegisters];
-    const bool median = low == (clients - 1) / 2 && high == clients / 2 + 1;
+    const bool median = is_median(clients, low, high);
     const int64_t rows = median ? high - low : clients;
     const int64_t first = median ? 0 : low, last = median ? rows : high;
+    const auto sort = [&](const T* const* from, int64_t columns, VV* to) {
+        return clients > kRegisters ? median_of_many<T, kMostHalves>(from, clients, columns, to)
+                                    : sort_some<T, kRegisters>(from, clients, median, columns, to);
+    };
     bool fine = true;
     for (int64_t i = 0; i < n; i += kColumns * L) {
         const int64_t here = n - i < kColumns * L ? n - i : kColumns * L;
-        const T* from[kRegisters];
-        T rest[kRegisters][L] = {};
+        const T* from[kMostHalves];
         const int64_t whole = here / L;
         for (int64_t k = 0; k < clients; ++k) from[k] = x[k] + i;
-        fine &= sort_some<T, kRegisters>(from, clients, median, whole, sorted);
+        fine &= sort(from, whole, sorted);
         if (whole * L < here) {
+            T rest[kMostHalves][L] = {};
             for (int64_t k = 0; k < clients; ++k) {
                 __builtin_memcpy(rest[k], x[k] + i + whole * L, static_cast<size_t>(here - whole * L) * sizeof(T));
                 from[k] = rest[k];
             }
-            fine &= sort_some<T, kRegisters>(from, clients, median, 1, sorted + whole * rows);
+            fine &= sort(from, 1, sorted + whole * rows);
         }
         for (int64_t c = 0; c * L < here; ++c) {
             alignas(EF_VECTOR_BYTES) double column[kRegisters * L], values[L];
@@ -564,8 +626,9 @@ static bool staged(const ef::OrderJob& job, int64_t t, int64_t offset, int64_t n
 template <class T, class Out>
 static bool tile_of(const ef::OrderJob& job, int64_t t, int64_t offset, int64_t n, char* scratch, Out* out) {
     if constexpr (kInRegisters<T>) {
-        if (job.clients <= kRegisters && job.rule == ef::OrderRule::ranks && job.nan == ef::NanPolicy::finite) {
-            const T* x[kRegisters];
+        const int most = is_median(job.clients, job.low, job.high) ? kMostHalves : kRegisters;
+        if (job.clients <= most && job.rule == ef::OrderRule::ranks && job.nan == ef::NanPolicy::finite) {
+            const T* x[kMostHalves];
             for (int64_t k = 0; k < job.clients; ++k) x[k] = static_cast<const T*>(job.inputs[k * job.tensors + t]) + offset;
             return registers<T, Out>(x, job.clients, n, job.low, job.high, out);
         }

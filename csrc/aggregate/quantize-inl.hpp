@@ -331,19 +331,40 @@ static bool encode_tile(const ef::QuantSpec& spec, bool stochastic, uint64_t see
     return true;
 }
 
-// sums += w_c code scale_c for `count` <= 16 inputs, all inside one block. Exact: w * scale and its product with a code are
-// exact in binary64, so that one fused multiply-add rounds as the product and the sum of mean.hpp do.
 constexpr int kInputs = 16;
-template <int Bits, bool Exact>
-static void add_run(const ef::QuantInput* in, int count, int64_t block, int64_t at, int64_t n, bool fresh, double* sums) {
+
+// Blocks at one place of up to kInputs inputs. Exact: w * scale and its products with codes are exact in binary64, so
+// that one fused multiply-add rounds as the product and the sum of mean.hpp do; `scale` then holds w * scale.
+struct Blocks {
     const uint8_t* codes[kInputs];
-    double scale[kInputs], weight[kInputs];
+    double scale[kInputs], weight[kInputs];  // 0 from `count` on
+    int count;
+    bool exact;
+};
+
+static Blocks blocks_of(const ef::QuantInput* in, int count, int bits, int64_t block, int64_t at) {
+    Blocks b = {};
+    b.count = count;
+    b.exact = true;
+    double product[kInputs];
     for (int c = 0; c < count; ++c) {
-        codes[c] = in[c].codes + at * Bits / 8;
-        scale[c] = static_cast<double>(scale_of(in[c].scales, block));
-        weight[c] = in[c].weight;
-        if (Exact) scale[c] *= weight[c];
+        b.codes[c] = in[c].codes + at * bits / 8;
+        b.scale[c] = static_cast<double>(scale_of(in[c].scales, block));
+        b.weight[c] = in[c].weight;
+        product[c] = b.scale[c] * b.weight[c];
+        // w has at most 29 significant bits, and w * scale does not overflow: 16 bits of scale and 7 of code fit.
+        uint64_t weight;
+        __builtin_memcpy(&weight, &in[c].weight, sizeof(weight));
+        b.exact &= (weight & 0xffffff) == 0 && product[c] <= 1.7976931348623157e308;
     }
+    if (b.exact) __builtin_memcpy(b.scale, product, static_cast<size_t>(count) * sizeof(double));
+    if (count % 2) b.codes[count] = b.codes[count - 1];  // read in a pair, times 0
+    return b;
+}
+
+// sums[0, n) += w_c scale_c code; codes from coordinate `skip` of the blocks on.
+template <int Bits, bool Exact>
+static void add_run(const Blocks& b, int64_t skip, int64_t n, bool fresh, double* sums) {
     constexpr int kStep = 4 * kLanes;
     int64_t i = 0;
     for (; i + kStep <= n; i += kStep) {
@@ -353,8 +374,8 @@ static void add_run(const ef::QuantInput* in, int count, int64_t block, int64_t 
             for (int v = 0; v < 4; ++v) sum[v] = load_as<V>(sums + i + v * kLanes);
         }
         const auto step = [&](int c) __attribute__((always_inline)) {
-            const uint8_t* p = codes[c] + i * Bits / 8;
-            const V s = V{} + scale[c], w = V{} + weight[c];
+            const uint8_t* p = b.codes[c] + (skip + i) * Bits / 8;
+            const V s = V{} + b.scale[c], w = V{} + b.weight[c];
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) {
                 const V code = read_codes<Bits>(p + v * kLanes * Bits / 8);
@@ -362,30 +383,234 @@ static void add_run(const ef::QuantInput* in, int count, int64_t block, int64_t 
                 else sum[v] += code * s * w;
             }
         };
-        EF_EACH_OF(count, step)
+        EF_EACH_OF(b.count, step)
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) store_as(sums + i + v * kLanes, sum[v]);
     }
     for (; i < n; ++i) {
         double sum = fresh ? 0 : sums[i];
-        for (int c = 0; c < count; ++c) {
-            const double product = one_code<Bits>(codes[c], i) * scale[c];
-            sum += Exact ? product : product * weight[c];
+        for (int c = 0; c < b.count; ++c) {
+            const double product = one_code<Bits>(b.codes[c], skip + i) * b.scale[c];
+            sum += Exact ? product : product * b.weight[c];
         }
         sums[i] = sum;
     }
 }
 
-// w has at most 29 significant bits, and w * scale does not overflow: with 16 bits of scale and 7 of code, all is exact.
-static bool exact_products(const ef::QuantInput* in, int count, int64_t block) {
-    bool exact = true;
-    for (int c = 0; c < count; ++c) {
-        uint64_t bits;
-        __builtin_memcpy(&bits, &in[c].weight, sizeof(bits));
-        exact &= (bits & 0xffffff) == 0;
-        exact &= in[c].weight * static_cast<double>(scale_of(in[c].scales, block)) <= 1.7976931348623157e308;
+// ---- sums of integers ----------------------------------------------------------------------------------------------
+// Where every w_c scale_c is a whole number S_c < 2^30 of one power of two, so is every sum of them times codes, and
+// binary64 holds it in any order: no rounding, the bits of add_run. S_c is split into two digits of 15 bits; a multiply-
+// add of 16-bit integers then takes two clients at once, and sums of 16 clients stay within 32 bits.
+
+#if defined(EF_TARGET_AVX2)
+#if defined(EF_TARGET_AVX512)
+typedef __m512i B;
+EF_INLINE B low8(B a, B b) { return _mm512_unpacklo_epi8(a, b); }
+EF_INLINE B high8(B a, B b) { return _mm512_unpackhi_epi8(a, b); }
+EF_INLINE vi32 multiply_pairs(B a, B b) { return (vi32)_mm512_madd_epi16(a, b); }
+EF_INLINE B bytes_of(const uint8_t* p) { return load_as<B>(p); }
+EF_INLINE B nibbles_of(const uint8_t* p) { return _mm512_cvtepu8_epi16(load_as<__m256i>(p)); }
+EF_INLINE V to_doubles(ints v) { return (V)_mm512_cvtepi32_pd((__m256i)v); }
+EF_INLINE bool near_tie(VI bits) {
+    const __m512i above = _mm512_sub_epi32((__m512i)(bits & 0x1fffffff), _mm512_set1_epi32(0x0ffffffc));
+    return _mm512_mask_cmp_epu32_mask(0x5555, above, _mm512_set1_epi32(8), _MM_CMPINT_LE) != 0;
+}
+#else
+typedef __m256i B;
+EF_INLINE B low8(B a, B b) { return _mm256_unpacklo_epi8(a, b); }
+EF_INLINE B high8(B a, B b) { return _mm256_unpackhi_epi8(a, b); }
+EF_INLINE vi32 multiply_pairs(B a, B b) { return (vi32)_mm256_madd_epi16(a, b); }
+EF_INLINE B bytes_of(const uint8_t* p) { return load_as<B>(p); }
+EF_INLINE B nibbles_of(const uint8_t* p) { return _mm256_cvtepu8_epi16(load_as<__m128i>(p)); }
+EF_INLINE V to_doubles(ints v) { return (V)_mm256_cvtepi32_pd((__m128i)v); }
+EF_INLINE bool near_tie(VI bits) {
+    const __m256i above = (__m256i)((bits & 0x1fffffff) - 0x0ffffffc);  // 64 bits: negative below
+    const VI near = ((VI)above >= 0) & ((VI)above <= 8);
+    return !_mm256_testz_si256((__m256i)near, (__m256i)near);
+}
+#endif
+
+struct Digits {
+    int32_t high[kInputs / 2], low[kInputs / 2];  // of clients 2 p, in the lower half, and 2 p + 1
+    int32_t high_start, low_start;                // what the bias of the codes adds, negative
+    double unit;
+    bool zero;  // one of the products is 0: times a code it may be -0
+};
+
+// False where the products of these blocks are no whole numbers of one unit.
+static bool digits_of(const Blocks& b, int bits, Digits* d) {
+    double most = 0;
+    d->zero = false;
+    for (int c = 0; c < b.count; ++c) {
+        most = b.scale[c] > most ? b.scale[c] : most;
+        d->zero |= b.scale[c] == 0;
     }
-    return exact;
+    if (!b.exact || !(most >= 1e-100 && most <= 1e100)) return false;
+    uint64_t exponent;
+    __builtin_memcpy(&exponent, &most, sizeof(exponent));
+    exponent &= 0x7ff0000000000000u;
+    const uint64_t unit = exponent - (uint64_t{29} << 52), up = (uint64_t{2075} << 52) - exponent;
+    double factor;
+    __builtin_memcpy(&d->unit, &unit, sizeof(unit));
+    __builtin_memcpy(&factor, &up, sizeof(up));
+    int32_t whole[kInputs];
+    VI inexact = {};
+    for (int c = 0; c < kInputs; c += kLanes) {
+        const V v = load_as<V>(b.scale + c) * factor;
+        const ints i = __builtin_convertvector(v, ints);
+        inexact |= to_doubles(i) != v;
+        store_as(whole + c, i);
+    }
+    if (any(inexact)) return false;
+    const int bias = bits == 8 ? 128 : 8;
+    int32_t high = 0, low = 0;
+    for (int p = 0; p < kInputs / 2; ++p) {
+        const int32_t first = whole[2 * p], second = whole[2 * p + 1];
+        d->high[p] = first >> 15 | second >> 15 << 16;
+        d->low[p] = (first & 0x7fff) | (second & 0x7fff) << 16;
+        high += (first >> 15) + (second >> 15);
+        low += (first & 0x7fff) + (second & 0x7fff);
+    }
+    d->high_start = -bias * high;
+    d->low_start = -bias * low;
+    return true;
+}
+
+// Whether sums are whole numbers of the unit, small enough that adding those of the blocks rounds nothing.
+static bool whole(const double* sums, int64_t n, double unit) {
+    const double up = 1 / unit, magic = 6755399441055744.0;  // 1.5 * 2^52: what is added to it becomes an integer
+    VI fine = ~VI{};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const V sum = load_as<V>(sums + i), v = sum * up;
+        fine &= (((v + magic) - magic) * unit == sum) & (v < 0x1p51) & (v > -0x1p51);
+    }
+    for (; i < n; ++i) {
+        const double v = sums[i] * up;
+        if (!(((v + magic) - magic) * unit == sums[i] && v < 0x1p51 && v > -0x1p51)) return false;
+    }
+    return !any(~fine);
+}
+
+// Codes of EF_VECTOR_BYTES coordinates plus 128, or 8.
+template <int Bits>
+EF_INLINE B biased_codes(const uint8_t* p) {
+    typedef uint8_t VB __attribute__((vector_size(EF_VECTOR_BYTES)));
+    if constexpr (Bits == 8) {
+        return (B)((VB)bytes_of(p) ^ 0x80);
+    } else {
+        typedef uint16_t VW __attribute__((vector_size(EF_VECTOR_BYTES)));
+        const VW w = (VW)nibbles_of(p);
+        return (B)((w | w << 4) & 0x0f0f);
+    }
+}
+
+// emit(i, sums) for the exact sums, in units, of coordinates [i, i + 4), [i + 16, i + 20), ... in one vector; returns how many
+// coordinates of the n that took in: whole vectors of bytes.
+constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each client: the prefetchers lose so many short streams
+template <int Bits, class Emit>
+EF_INLINE int64_t each_sum(const Blocks& b, const Digits& d, int64_t n, Emit emit) {
+    constexpr int kStep = EF_VECTOR_BYTES;
+    int64_t i = 0;
+    for (; i + kStep <= n; i += kStep) {
+        vi32 high[4], low[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+            high[q] = vi32{} + d.high_start;
+            low[q] = vi32{} + d.low_start;
+        }
+        const auto step = [&](int p) __attribute__((always_inline)) {
+            const uint8_t* const one = b.codes[2 * p] + i * Bits / 8;
+            const uint8_t* const other = b.codes[2 * p + 1] + i * Bits / 8;
+            __builtin_prefetch(one + kAhead, 0, 3);
+            __builtin_prefetch(other + kAhead, 0, 3);
+            const B x = biased_codes<Bits>(one), y = biased_codes<Bits>(other);
+            const B h = (B)(vi32{} + d.high[p]), l = (B)(vi32{} + d.low[p]);
+            const B both[2] = {low8(x, y), high8(x, y)};
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) {
+                const B words = q % 2 ? high8(both[q / 2], B{}) : low8(both[q / 2], B{});
+                high[q] += multiply_pairs(words, h);
+                low[q] += multiply_pairs(words, l);
+            }
+        };
+        EF_EACH_OF((b.count + 1) / 2, step)
+        // Unpacking has put four of every sixteen coordinates into each of the four vectors.
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+            ints parts[2][2];
+            __builtin_memcpy(parts[0], &high[q], sizeof(high[q]));
+            __builtin_memcpy(parts[1], &low[q], sizeof(low[q]));
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half)
+                emit(i + q * 4 + half * (kStep / 2),
+                     multiply_add_exact(to_doubles(parts[0][half]), V{} + 32768.0, to_doubles(parts[1][half])));
+        }
+    }
+    return i;
+}
+
+// Groups of four lanes to p, p + 16, ...
+template <class Group, class Vector, class T, class Store>
+EF_INLINE void scatter(Vector v, T* p, Store store) {
+#pragma GCC unroll 2
+    for (int g = 0; g < kLanes / 4; ++g) {
+        Group part;
+        __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + g * sizeof(part), sizeof(part));
+        store(p + g * 16, part);
+    }
+}
+
+template <int Bits>
+static int64_t add_digits(const Blocks& b, const Digits& d, int64_t n, bool fresh, double* sums) {
+    typedef double four __attribute__((vector_size(32)));
+    return each_sum<Bits>(b, d, n, [&](int64_t i, V v) __attribute__((always_inline)) {
+        scatter<four>(v * d.unit, sums + i, [&](double* p, four part) __attribute__((always_inline)) {
+            store_as(p, fresh ? part : load_as<four>(p) + part);
+        });
+    });
+}
+
+// Their mean: sum / total rounded to binary64, and that to binary32. The product with 1 / total is within two units of
+// the last place of the quotient; only where a tie between two binary32 numbers is nearer than that is it divided.
+// unit / total is at least 2^-126: no result is subnormal.
+template <int Bits>
+static int64_t mean_digits(const Blocks& b, const Digits& d, double total, int64_t n, bool streaming, float* out) {
+    const double inverse = 1 / total * d.unit;
+    return each_sum<Bits>(b, d, n, [&](int64_t i, V v) __attribute__((always_inline)) {
+        V q = v * inverse;
+        if (__builtin_expect(near_tie((VI)q), false)) q = v * d.unit / total;
+        scatter<__m128>(to_floats(q), out + i, [&](float* p, __m128 part) __attribute__((always_inline)) {
+            if (streaming) _mm_stream_ps(p, part);
+            else _mm_storeu_ps(p, part);
+        });
+    });
+}
+#endif
+
+template <int Bits>
+static void add_blocks(const Blocks& b, int64_t n, bool fresh, double* sums) {
+    int64_t done = 0;
+#if defined(EF_TARGET_AVX2)
+    // The sums of fewer clients wait for memory either way.
+    Digits d;
+    if (b.count > 2 && digits_of(b, Bits, &d) && (fresh || (!d.zero && whole(sums, n, d.unit))))
+        done = add_digits<Bits>(b, d, n, fresh, sums);
+#endif
+    if (b.exact) add_run<Bits, true>(b, done, n - done, fresh, sums + done);
+    else add_run<Bits, false>(b, done, n - done, fresh, sums + done);
+}
+
+// The mean of blocks of n coordinates of float32, as far as it can be had without sums in memory: for how many.
+template <int Bits>
+static int64_t mean_blocks([[maybe_unused]] const Blocks& b, [[maybe_unused]] double total, [[maybe_unused]] int64_t n,
+                           [[maybe_unused]] bool streaming, [[maybe_unused]] float* out) {
+#if defined(EF_TARGET_AVX2)
+    Digits d;
+    if (digits_of(b, Bits, &d) && total >= 1e-100 && d.unit >= 0x1p-126 * total)
+        return mean_digits<Bits>(b, d, total, n, streaming, out);
+#endif
+    return 0;
 }
 
 template <class T>
@@ -417,11 +642,9 @@ static void add_tile(const ef::QuantSpec& spec, const ef::QuantInput* in, int64_
         const int64_t first = offset + i, block = first / spec.block, run = n - i < spec.block ? n - i : spec.block;
         for (int64_t k = 0; k < clients; k += kInputs) {
             const int count = clients - k < kInputs ? static_cast<int>(clients - k) : kInputs;
-            const bool exact = exact_products(in + k, count, block), start = fresh && k == 0;
-            if (spec.bits == 8 && exact) add_run<8, true>(in + k, count, block, first, run, start, sums + i);
-            else if (spec.bits == 8) add_run<8, false>(in + k, count, block, first, run, start, sums + i);
-            else if (exact) add_run<4, true>(in + k, count, block, first, run, start, sums + i);
-            else add_run<4, false>(in + k, count, block, first, run, start, sums + i);
+            const Blocks b = blocks_of(in + k, count, spec.bits, block, first);
+            if (spec.bits == 8) add_blocks<8>(b, run, fresh && k == 0, sums + i);
+            else add_blocks<4>(b, run, fresh && k == 0, sums + i);
         }
     }
 }
@@ -545,13 +768,29 @@ struct QuantMeanBody {
     void* out;
     bool bad;  // set by any thread, read after they were joined
     void operator()(int64_t offset, int64_t n) {
-        alignas(64) double sums[kQ];
-        add_tile(spec, inputs, clients, dtype, offset, n, true, sums);
-        bool found = false;
-#define EF_FINISH(T) found = finish_tile<T>(sums, total, n, static_cast<T*>(out) + offset, large)
-        EF_FOR_FLOATS(dtype, EF_FINISH)
+        const bool blocks = !spec.rotated && dtype == ef::DType::f32 && clients <= kInputs;
+        const bool streaming = kCanStream && large && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+        for (int64_t i = 0; i < n;) {
+            // The rest of a block of which a part is done, or all.
+            const int64_t left = blocks && n - i > spec.block ? spec.block : n - i;
+            int64_t done = 0;
+            if (blocks) {
+                const Blocks b = blocks_of(inputs, static_cast<int>(clients), spec.bits, (offset + i) / spec.block, offset + i);
+                float* const to = static_cast<float*>(out) + offset + i;
+                done = spec.bits == 8 ? mean_blocks<8>(b, total, left, streaming, to)
+                                      : mean_blocks<4>(b, total, left, streaming, to);
+            }
+            if (done < left) {
+                alignas(64) double sums[kQ];
+                add_tile(spec, inputs, clients, dtype, offset + i + done, left - done, true, sums);
+                bool found = false;
+#define EF_FINISH(T) found = finish_tile<T>(sums, total, left - done, static_cast<T*>(out) + offset + i + done, large)
+                EF_FOR_FLOATS(dtype, EF_FINISH)
 #undef EF_FINISH
-        if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
+                if (found) __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
+            }
+            i += left;
+        }
     }
 };
 

@@ -23,7 +23,8 @@
 // its upper 24 bits are the uniform number.
 //
 // Decoded values are rounded to the dtype. add and mean give the bits of mean.hpp's on the decoded update: fused
-// multiply-add only where the product is exact. Results depend on neither SIMD level nor threads nor tiling.
+// multiply-add only where the product is exact, another order only where no sum is rounded. Results depend on neither
+// SIMD level nor threads nor tiling.
 // Alignment: none needed. Outputs must not overlap inputs. Thread-safety: no shared state.
 #pragma once
 

@@ -332,6 +332,52 @@ def test_integer_policies(ints: Any) -> None:
     assert same(weighted_mean(encoded, ints=ints), weighted_mean(decoded, ints=ints))
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_sums_of_integers_round_like_sums_of_floats(backend: str, kind: Any) -> None:
+    """Where whole numbers can be added they must be, whatever the sums hold, the bits of adding one after the other."""
+    rng = np.random.default_rng(11)
+    spread = {
+        "alike": lambda k: 1.0,
+        "halves": lambda k: 0.5**k,  # beyond 30 bits from one to the next
+        "some zero": lambda k: float(k % 3),
+        "tiny": lambda k: 2.0**-140,
+        "large": lambda k: 2.0**120,
+    }
+    for name, factor in spread.items():
+        for count in (1, 3, 4, 16, 33):
+            models = [(rng.standard_normal(331) * factor(k)).astype(np.float32) for k in range(count)]
+            encoded = [Quantizer(kind, block=128).encode(m) for m in models]
+            decoded = [e.decode() for e in encoded]
+            for weights in (np.ones(count), rng.integers(1, 2000, count), rng.random(count), 2.0 ** np.arange(count)):
+                assert same(weighted_mean(encoded, weights), weighted_mean(decoded, weights)), (name, count)
+            acc, plain = MeanAccumulator(models[0]), MeanAccumulator(models[0])
+            for first in (np.full(331, -0.0), np.full(331, 2.0**60), rng.standard_normal(331) * 1e-30):
+                for a, rows in ((acc, encoded), (plain, decoded)):
+                    a.reset()
+                    a.add(first.astype(np.float32))
+                    a.add_many(rows, [1.0] * count)
+                    a.add_many(rows, [3.0] * count)
+                assert acc == plain, (name, count)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_means_on_ties_round_to_even(backend: str, kind: Any) -> None:
+    # Scales of 1, and weights whose sums are of 24 bits and a half, where binary32 has to choose.
+    rng = np.random.default_rng(12)
+    most = 127 if kind == "int8" else 7
+    models = [rng.integers(-most, most, 600, endpoint=True).astype(np.float32) for _ in range(6)]
+    for m in models:
+        m[::64] = most
+    encoded = [Quantizer(kind, block=64).encode(m) for m in models]
+    assert all(same(e.decode(), m) for e, m in zip(encoded, models, strict=True))
+    for weights in ([1] * 6, [2**25 + 1, 2**25 - 1, 1, 1, 1, 1], [3, 1, 1, 1, 1, 1], [2**20 + 1] * 6):
+        exact = np.array(
+            [sum(w * int(x) for w, x in zip(weights, column, strict=True)) for column in np.stack(models).T]
+        )
+        expected = (exact.astype(np.float64) / sum(weights)).astype(np.float32) + np.float32(0)
+        assert weighted_mean(encoded, weights).tobytes() == expected.tobytes()
+
+
 def test_formats_may_differ_and_keys_come_in_any_order(backend: str) -> None:
     models = [{"a": normals(300), "b": normals(300, seed=1)}, {"b": normals(300, seed=2), "a": normals(300, seed=3)}]
     encoded = [

@@ -134,6 +134,21 @@ def test_every_number_of_updates(backend: str, dtype: str) -> None:
             assert_same(meamed(updates, f), oracle(updates, "meamed", f))
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_median_of_two_sorted_halves(backend: str, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    for count in range(17, 34):
+        updates = [rng.integers(-count, count, 331).astype(dtype) for _ in range(count)]
+        ordered = np.sort(np.stack(updates).astype(np.float64), axis=0)
+        expected = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+        assert_same(median(updates), expected.astype(dtype))
+        for bad in (0, count // 2, count - 1):  # noticed in either half
+            rest = [u for k, u in enumerate(updates) if k != bad]
+            worse = [*updates]
+            worse[bad] = np.where(np.arange(331) == 13 * bad % 331, np.array(np.inf, dtype), updates[bad])
+            assert_same(median(worse, nonfinite="drop"), median(rest))
+
+
 def test_more_updates_than_any_cache(backend: str) -> None:
     updates = random_updates("f4", 70, 1500)
     assert_same(median(updates), oracle(updates, "median", 0))
