@@ -4,6 +4,7 @@ Copies of up to GIL_BYTES run with the GIL held: giving it up and taking it back
 Nothing ever sleeps with the GIL held.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_STRIDES,
@@ -348,6 +349,7 @@ cdef class Slots:
         buffer.internal = NULL
 
 
+@cython.no_gc_clear  # __dealloc__ needs the queue
 cdef class Open:
     """What reserve() and view() return: claims on entry, ends the claim on exit."""
 

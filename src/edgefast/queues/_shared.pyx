@@ -116,6 +116,7 @@ cdef extern from "queues/shared_queue.hpp" namespace "ef" nogil:
         int descriptor()
         void close()
         void stop_waiting()
+        void poll(bint on)
         bint inherit(SharedFailure *failure)
         bint rejoin(SharedFailure *failure)
         int64_t put(const void *records, const uint32_t *lengths, int64_t n, int64_t deadline, int *status)
@@ -180,6 +181,7 @@ cdef extern from *:
             return false;
         }
         void leave() { --number; }
+        void come_back() { ++number; }  // also to a handle that was closed meanwhile, to leave it again
     };
     """
     cppclass Source:
@@ -196,6 +198,7 @@ cdef extern from *:
         bint closing
         bint enter()
         void leave()
+        void come_back()
 
 cdef int64_t GIL_BYTES = 16384
 cdef enum:
@@ -273,6 +276,7 @@ cdef class SharedCore:
 
     def __cinit__(self):
         self.core = new Core()
+        self.calls.closing = True  # until it is a queue's
         self.shape = ()
 
     def __dealloc__(self):
@@ -296,8 +300,12 @@ cdef class SharedCore:
         for i in range(<int>config.dimensions):
             config.shape[i] = settings["shape"][i]
         memcpy(config.dtype, PyBytes_AS_STRING(dtype), min(len(dtype), 255))
-        encoded = path.encode()
-        if not self.core.create(encoded, config, mode, &failure):
+        cdef bytes encoded = path.encode()
+        cdef const char *file = PyBytes_AS_STRING(encoded)
+        cdef bint done
+        with nogil:
+            done = self.core.create(file, config, mode, &failure)
+        if not done:
             refuse(&failure, path)
         self.core.configure(settings["capacity"], settings["high"], settings["low"])
         self._settle()
@@ -305,8 +313,12 @@ cdef class SharedCore:
     def _open(self, str path, unsigned int owner):
         cdef SharedFailure failure
         cdef stat_t found
-        encoded = path.encode()
-        if not self.core.attach(encoded, 1, &failure):  # of any user: the file's owner is checked below
+        cdef bytes encoded = path.encode()
+        cdef const char *file = PyBytes_AS_STRING(encoded)
+        cdef bint done
+        with nogil:
+            done = self.core.attach(file, 1, &failure)  # of any user: the file's owner is checked below
+        if not done:
             refuse(&failure, path)
         try:
             if fstat(self.core.descriptor(), &found) != 0:
@@ -335,11 +347,13 @@ cdef class SharedCore:
             ):
                 raise CorruptedError(f"segment {path}: expected serializer 0 to 2, got {self.core.config().serializer}")
         except BaseException:
-            self._close()
+            self.core.close()
             raise
         self._settle()
 
     cdef void _settle(self):
+        self.core.poll(True)
+        self.calls.closing = False
         self.item = self.core.config().itemsize
         self.capacity = self.core.config().capacity
         self.kind = self.core.config().serializer
@@ -366,9 +380,18 @@ cdef class SharedCore:
         self.shape = shape
 
     cdef int enter(self) except -1:
-        if not self.calls.enter():
+        while not self.calls.enter():
             self._check_open()
-            self.calls.enter()
+        return 0
+
+    cdef int handle_signals(self) except -1:
+        """Signal handlers, between two waits of a call. A handler may close the queue, or fork: then no call is under way."""
+        self.calls.leave()
+        try:
+            PyErr_CheckSignals()
+            self._check_open()
+        finally:
+            self.calls.come_back()
         return 0
 
     def _check_open(self):
@@ -430,7 +453,7 @@ cdef class SharedCore:
                 done += more
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return done
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
 
@@ -650,7 +673,7 @@ cdef class SharedCore:
                     n = self.core.get(out, lengths, most, least, deadline, linger, status)
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return n
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
 
@@ -668,7 +691,7 @@ cdef class SharedCore:
                 with nogil:
                     n = self.core.wait_items(1, deadline, status)
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                 elif n == 0:
                     return 0
             if n >= least or linger == 0:
@@ -678,7 +701,7 @@ cdef class SharedCore:
                 with nogil:
                     n = self.core.wait_items(least, until, status)
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                     continue
                 if status[0] == EDGEFAST_DAMAGED or status[0] == EDGEFAST_DETACHED:
                     return 0
@@ -715,7 +738,7 @@ cdef class SharedCore:
                 if deadline == kDontBlock or deadline == kTry:
                     return None
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                 with nogil:
                     n = self.core.view(1, deadline, &start, &length, &ticket, status)
                 if n == 0 and status[0] == EDGEFAST_EMPTY:
@@ -834,7 +857,7 @@ cdef class SharedCore:
         if least > 1 and pause > 0 and self.there(least, deadline, pause, &status) == 0:
             fail(status)
         if self.item > SCRATCH:
-            while len(items) < most:
+            while len(items) < most and not (items and self.calls.closing):
                 item = self.get_message(kTry if items else deadline, &status)
                 if item is None:
                     break
@@ -845,7 +868,7 @@ cdef class SharedCore:
             if scratch == NULL:
                 raise MemoryError
             try:
-                while len(items) < most:
+                while len(items) < most and not (items and self.calls.closing):
                     n = self.pull(scratch, lengths, min(at_once, most - len(items)), 1, kTry if items else deadline, 0,
                                   &status)
                     if n == 0 or status == EDGEFAST_DAMAGED:
@@ -1022,7 +1045,7 @@ cdef class SharedCore:
                     status = self.core.writable(deadline)
                 if status != EDGEFAST_INTERRUPTED:
                     break
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
         if status != EDGEFAST_OK and status != EDGEFAST_FULL:
@@ -1304,6 +1327,7 @@ cdef Slots slots_at(SharedCore queue, void *start, Py_ssize_t size, bint readonl
     return slots
 
 
+@cython.no_gc_clear  # __dealloc__ needs the queue
 cdef class Open:
     """What reserve() and view() return: takes slots on entry, puts or frees them on exit."""
 
@@ -1335,7 +1359,7 @@ cdef class Open:
                 (status == EDGEFAST_FULL and not q.refuses) or status == EDGEFAST_EMPTY or status == EDGEFAST_INTERRUPTED
             ):
                 if status == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    q.handle_signals()
                 with nogil:
                     if self.writes:
                         self.count = q.core.reserve(n, self.deadline, &start, &self.ticket, &status)
@@ -1345,6 +1369,11 @@ cdef class Open:
                         )
                 if status != EDGEFAST_INTERRUPTED:
                     break
+            if self.count and q.calls.closing:
+                # close() has found no block open, and puts what is being read again once this call is over.
+                if self.writes:
+                    q.core.abort(self.ticket, self.count)
+                self.count, status = 0, EDGEFAST_DETACHED
         finally:
             q.calls.leave()
         if self.count == 0:
@@ -1407,7 +1436,7 @@ cdef class Open:
             done = q.core.commit(self.ticket, count, lengths, kTry, &status)
             while done < count and (status == EDGEFAST_INTERRUPTED or (status == EDGEFAST_FULL and not q.refuses)):
                 if status == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    q.handle_signals()
                 with nogil:
                     done += q.core.commit(self.ticket + done, count - done, lengths, self.deadline, &status)
                 if status != EDGEFAST_INTERRUPTED:
