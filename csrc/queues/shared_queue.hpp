@@ -86,12 +86,13 @@ public:
     // Of the file, while attached.
     int descriptor() const { return segment_.descriptor(); }
 
-    // Leaves the queue: what this handle holds open is given up (reservations) or put again (views). Everything returns
+    // Leaves the queue: what this handle holds open is given up (reservations) or put again or dropped (views). Everything returns
     // EDGEFAST_DETACHED from now on; the memory stays mapped until the destructor.
     void close() {
         if (!segment_.joined()) return;
         SharedEntry& mine = segment_.entry(segment_.me());
-        ring_.recover(segment_.me(), true, false, mine.journal);
+        // As a recovery would, which goes on with it if this dies on the way.
+        ring_.recover(segment_.me(), !config().drop_of_dead, false, mine.journal);
         EDGEFAST_CRASH_POINT("close.recovered");
         segment_.leave();
         notify_all();

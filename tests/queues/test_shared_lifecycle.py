@@ -93,26 +93,24 @@ def test_a_signal_handler_may_close_the_queue_that_waits(shared: Make, on_signal
     on_signal(q.close)
     statistics = watcher.statistics
     striker = strike_when(lambda: statistics().tasks_waiting_receive or statistics().tasks_waiting_send)
+
+    def reserve(then: Callable[[], Any]) -> None:
+        with q.reserve(timeout=60):
+            then()
+
+    calls: dict[str, Callable[[], Any]] = {
+        "put": lambda: q.put(b"x", timeout=60),
+        "reserve": lambda: reserve(lambda: None),
+        "commit": lambda: reserve(lambda: watcher.put(b"x")),
+        "view": lambda: q.view(timeout=60).__enter__(),
+        "wait_writable": lambda: q.wait_writable(60),
+        "get_records": lambda: q.get_many(1, timeout=60),
+    }
     with pytest.raises(ValueError, match="expected an open queue, got a closed one"):
-        if call == "put":
-            q.put(b"x", timeout=60)
-        elif call == "reserve":
-            with q.reserve(timeout=60):
-                pass
-        elif call == "commit":
-            with q.reserve(timeout=60):
-                watcher.put(b"x")
-        elif call == "view":
-            with q.view(timeout=60):
-                pass
-        elif call == "wait_writable":
-            q.wait_writable(60)
-        elif call == "get_records":
-            q.get_many(1, timeout=60)
-        else:
-            q.get(timeout=60)
+        calls.get(call, lambda: q.get(timeout=60))()
     striker.join()
-    assert q.closed and len(watcher.participants()) == 1
+    assert q.closed
+    assert len(watcher.participants()) == 1
     watcher.close()
 
 
@@ -199,7 +197,8 @@ def test_close_while_a_block_is_being_opened(shared: Make, writes: bool) -> None
     finally:
         sys.setswitchinterval(interval)
     thread.join()
-    assert not entered and "closed" in str(errors[0])
+    assert not entered
+    assert "closed" in str(errors[0])
     s = other.statistics()
     assert (s.put_count, s.get_count, s.lost) == ((1, 1, 0) if writes else (1, 0, 0))
     if not writes:
@@ -321,7 +320,7 @@ def test_no_umask_matters(umask: int) -> None:
 
 def test_no_shared_memory_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("edgefast.queues._shared_base.FOLDER", str(tmp_path / "missing"))
-    with pytest.raises(OSError, match="create .*missing.*: No such file or directory"):
+    with pytest.raises(OSError, match=r"create .*missing.*: No such file or directory"):
         SharedQueue.create(2, itemsize=8)
     with pytest.raises(FileNotFoundError, match="no SharedQueue of that name"):
         SharedQueue.attach("x")
@@ -411,5 +410,6 @@ def test_a_full_queue_in_a_fork_of_a_signal_handler(shared: Make, on_signal: Any
                 q.close()
             os._exit(code)
     striker.join()
-    assert len(children) == 1 and os.waitpid(children[0], 0)[1] == 0
+    assert len(children) == 1
+    assert os.waitpid(children[0], 0)[1] == 0
     assert q.statistics().participants == 1

@@ -13,9 +13,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_SIMPLE,
-    PyBUF_STRIDES,
     PyBUF_WRITABLE,
-    PyBuffer_IsContiguous,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
@@ -40,6 +38,8 @@ from edgefast.queues._calls cimport (
     EDGEFAST_INTERRUPTED,
     EDGEFAST_OK,
     EDGEFAST_SHUT_DOWN,
+    borrow,
+    fits,
     kDontBlock,
     kForever,
     kTry,
@@ -474,7 +474,7 @@ cdef class SharedCore:
         if self.kind == PICKLE:
             return self.put_pickle(item, deadline)
         if self.kind == RECORDS:
-            owner = self.borrow(item, &view, None)
+            owner = borrow(self, item, &view, None, fits(item, None, ndarray, self.dtype, self.shape))
             source.records, source.itemsize = <const char *>view.buf, view.len
         else:
             self.borrow_bytes(item, &view)
@@ -501,29 +501,6 @@ cdef class SharedCore:
             PyBuffer_Release(view)
             self.check_length(view.len)
         return 0
-
-    cdef bint fits(self, object value, object first):
-        """Whether it is an array of the queue's dtype and shape, behind a first dimension when that is not None."""
-        if type(value) is not ndarray:
-            return False
-        found = value.dtype
-        if found is not self.dtype and found != self.dtype:
-            return False
-        shape = value.shape
-        if first is None:
-            return shape == self.shape
-        return len(shape) == len(self.shape) + 1 and (not self.shape or shape[1:] == self.shape)
-
-    cdef object borrow(self, object value, Py_buffer *view, object first):
-        """The C-contiguous memory of the records that are put; returns whose it is."""
-        if self.fits(value, first):
-            PyObject_GetBuffer(value, view, PyBUF_STRIDES)
-            if PyBuffer_IsContiguous(view, b"C"):
-                return value
-            PyBuffer_Release(view)
-        value = self._one(value) if first is None else self._many(value)
-        PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS)
-        return value
 
     cdef int put_pickle(self, object item, int64_t deadline) except -1:
         cdef int status = EDGEFAST_OK
@@ -609,7 +586,7 @@ cdef class SharedCore:
     cdef int64_t put_records(self, object records, int64_t deadline, int *status) except -1:
         cdef Source source
         cdef Py_buffer view
-        owner = self.borrow(records, &view, True)
+        owner = borrow(self, records, &view, True, fits(records, True, ndarray, self.dtype, self.shape))
         try:
             source.records, source.itemsize = <const char *>view.buf, self.item
             if view.len == 0:
@@ -768,7 +745,7 @@ cdef class SharedCore:
         cdef object target = out
         if out is None:
             target = empty_array(self.shape, self.dtype)
-        elif not self.fits(out, None) or not out.flags.carray:
+        elif not fits(out, None, ndarray, self.dtype, self.shape) or not out.flags.carray:
             self._check_out(out, self.shape)
         PyObject_GetBuffer(target, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         try:
@@ -888,7 +865,7 @@ cdef class SharedCore:
         cdef int status = EDGEFAST_OK
         cdef int64_t n, there, pause = 0, most, least = 1
         cdef bint plain = type(linger) is float and <double>linger == 0 and type(min_items) is int and min_items == 1
-        if plain and max_items is None and out is not None and self.fits(out, True) and len(out) and out.flags.carray:
+        if plain and max_items is None and out is not None and fits(out, True, ndarray, self.dtype, self.shape) and len(out) and out.flags.carray:
             most = min(len(out), self.capacity)
         else:
             most, least = self._counts(max_items, min_items, out)
@@ -1370,7 +1347,7 @@ cdef class Open:
                 if status != EDGEFAST_INTERRUPTED:
                     break
             if self.count and q.calls.closing:
-                # close() has found no block open, and puts what is being read again once this call is over.
+                # close() has found no block open; once this call is over, what is being read goes as if we had died.
                 if self.writes:
                     q.core.abort(self.ticket, self.count)
                 self.count, status = 0, EDGEFAST_DETACHED
