@@ -359,7 +359,7 @@ public:
 
 private:
     static constexpr uint64_t kPage = 4096, kNobody = UINT64_MAX;
-    // Bytes at a time: before Linux 6.8 a signal undid the whole call, so that under a frequent one a large call never ended.
+    // Bytes at a time after a signal, which undoes a whole call before Linux 6.8: under a frequent one it would never end.
     static constexpr uint64_t kAllocate = uint64_t{4} << 20;
     static constexpr int kJoinTries = 200;  // milliseconds
     static constexpr off_t kLockBase = off_t{1} << 62;
@@ -435,12 +435,20 @@ private:
         if (!lock(0, F_WRLCK)) return fail(failure, "lock", path);
         EDGEFAST_CRASH_POINT("create.locked");
         // All pages now: an error here instead of SIGBUS later.
-        for (uint64_t at = 0, bytes; at < layout_.size; at += bytes) {
-            bytes = layout_.size - at < kAllocate ? layout_.size - at : kAllocate;
-            int error;
-            do error = posix_fallocate(fd_, static_cast<off_t>(at), static_cast<off_t>(bytes));
-            while (error == EINTR);
-            if (error == 0) continue;
+        // At once, so that too much is refused before anything is taken.
+        const auto allocate = [&](uint64_t at, uint64_t bytes) {
+            return posix_fallocate(fd_, static_cast<off_t>(at), static_cast<off_t>(bytes));
+        };
+        int error = allocate(0, layout_.size);
+        if (error == EINTR) {
+            error = 0;
+            for (uint64_t at = 0; error == 0 && at < layout_.size; at += kAllocate) {
+                const uint64_t left = layout_.size - at;
+                do error = allocate(at, left < kAllocate ? left : kAllocate);
+                while (error == EINTR);
+            }
+        }
+        if (error != 0) {
             errno = error;
             return fail(failure, "allocate", path);
         }
