@@ -86,12 +86,13 @@ public:
     // Of the file, while attached.
     int descriptor() const { return segment_.descriptor(); }
 
-    // Leaves the queue: what this handle holds open is given up (reservations) or put again (views). Everything returns
+    // Leaves the queue: what this handle holds open is given up (reservations) or put again or dropped (views). Everything returns
     // EDGEFAST_DETACHED from now on; the memory stays mapped until the destructor.
     void close() {
         if (!segment_.joined()) return;
         SharedEntry& mine = segment_.entry(segment_.me());
-        ring_.recover(segment_.me(), !segment_.config().drop_of_dead, false, mine.journal);
+        // As a recovery would, which goes on with it if this dies on the way.
+        ring_.recover(segment_.me(), !config().drop_of_dead, false, mine.journal);
         EDGEFAST_CRASH_POINT("close.recovered");
         segment_.leave();
         notify_all();
@@ -358,6 +359,9 @@ public:
     }
     // Wakes every sleeper of this queue, in all processes, to look again.
     void stir() { notify_all(); }
+    // Whether a call that waits returns EDGEFAST_INTERRUPTED five times a second, for a caller who must look after what does
+    // not wake it, such as a signal that came just before the sleep or to another thread.
+    void poll(bool on) { polls_ = on; }
     // Pauses of the processor before this handle sleeps; 0 sleeps at once. By default about what a sleep and a wake-up cost,
     // and none where there is one CPU. Before anything waits.
     void set_spin(int pauses) { spins_ = pauses; }
@@ -412,8 +416,10 @@ public:
             sum(&c.waiting_get, e.waiting_get);
             c.participants += segment_.in_use(i);
         }
-        const uint64_t taken = ring_.get_position(), put = ring_.put_position();
-        c.size = ring_.size();
+        // At one moment: the sum holds at all times.
+        const Ring::Span span = ring_.span();
+        const uint64_t taken = span.taken, put = span.put;
+        c.size = static_cast<int64_t>(put - taken);
         c.puts = static_cast<int64_t>(put - redelivered + over);
         c.gets = static_cast<int64_t>(taken - dropped - cleared - redelivered - dead);
         c.cleared = static_cast<int64_t>(cleared);
@@ -431,7 +437,8 @@ public:
     }
 
 private:
-    static constexpr int64_t kLook = 200 * 1000000;  // the longest sleep between two looks for the dead
+    static constexpr int64_t kLook = 200 * 1000000;  // the longest sleep, and the time between two looks for the dead
+    static constexpr uint32_t kCallsPerLook = 1024;
     static constexpr int64_t kBatch = 256;           // records taken at a time without memory for more
     static constexpr uint64_t kSampleEvery = 64;
 
@@ -606,6 +613,7 @@ private:
         const Taken t = ring_.publish(segment_.me(), slots, n, past_gate);
         if (t.count) {
             note(t);
+            look_while_busy();
             if (segment_.control().items.notify()) add(entry().wakeups, 1);
         }
         judge(t, status);
@@ -639,6 +647,7 @@ private:
         if (t.count) {
             sample_taken(t);
             use(slots, t);
+            look_while_busy();
         } else if (*status == EDGEFAST_OK && judge(t, status)) {
             *status = EDGEFAST_EMPTY;
         }
@@ -687,10 +696,16 @@ private:
         }
         if (spins && credit > 0) spin_credit_.store(credit - 1, std::memory_order_relaxed);
         std::atomic<int64_t>& sleepers = &event == &segment_.control().items ? entry().waiting_get : entry().waiting_put;
+        Slept slept = Slept::woken;
         for (bool counted = false;;) {
             const int64_t now = now_ns();
             if ((deadline != kForever && now >= deadline) || is_leaving()) return nothing;
-            if (now - peek(looked_) >= kLook) look_if_due();
+            if (slept == Slept::timed_out && polls_) {
+                if (waits) add(*waits, -1);  // it is counted where it goes on
+                *status = EDGEFAST_INTERRUPTED;
+                return nothing;
+            }
+            look_if_due(now);
             const uint32_t key = event.prepare();
             EDGEFAST_CRASH_POINT("wait.prepared");
             t = attempt();
@@ -698,7 +713,9 @@ private:
             if (!counted && waits) add(*waits, 1);
             counted = true;
             add(sleepers, 1);
-            const Slept slept = event.wait(key, deadline < now + kLook ? deadline : now + kLook);
+            int64_t look = peek(segment_.control().looked) + kLook;
+            if (look <= now || look > now + kLook) look = now + kLook;
+            slept = event.wait(key, deadline < look ? deadline : look);
             EDGEFAST_CRASH_POINT("wait.woken");
             if (!segment_.joined()) return nothing;
             add(sleepers, -1);
@@ -724,14 +741,22 @@ private:
         segment_.control().room.notify();
     }
 
-    // Looks for the dead if nobody of this handle has for a while. True: something may have changed.
-    bool look_if_due() {
-        int64_t last = peek(looked_);
-        const int64_t now = now_ns();
-        if (now - last < kLook || !looked_.compare_exchange_strong(last, now, std::memory_order_relaxed)) return false;
+    // Looks for the dead if nobody has for a while, in any process. True: something may have changed.
+    bool look_if_due(int64_t now = now_ns()) {
+        std::atomic<int64_t>& looked = segment_.control().looked;
+        int64_t last = peek(looked);
+        // A time ahead of ours is of another time namespace, or nonsense.
+        if (last <= now && now - kLook < last) return false;
+        if (!looked.compare_exchange_strong(last, now, std::memory_order_relaxed)) return false;
         RecoveryReport report{};
         look(&report);
         return report.participants > 0;
+    }
+    // Those who never wait look now and then, too.
+    void look_while_busy() {
+        const uint32_t calls = peek(calls_);
+        calls_.store(calls + 1, std::memory_order_relaxed);
+        if (calls % kCallsPerLook == 0) look_if_due();
     }
     void look(RecoveryReport* report) {
         // Two threads of one handle share their locks.
@@ -791,8 +816,9 @@ private:
     SharedSegment segment_;
     Ring ring_;
     std::atomic<uint64_t> cursor_{0};
-    std::atomic<int64_t> looked_{0};
+    std::atomic<uint32_t> calls_{0};
     std::atomic<bool> recovering_{false}, leaving_{false};
+    bool polls_ = false;
     int spins_ = 0;
     std::atomic<int> spin_credit_{kMostCredit};
     std::atomic<uint32_t> probes_{0};

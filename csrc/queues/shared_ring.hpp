@@ -415,11 +415,19 @@ public:
 
     // Records in the queue at one moment of the call.
     int64_t size() {
+        const Span s = span();
+        return difference(s.put, s.taken);
+    }
+    // Publications ever, and takings, at one moment of the call.
+    struct Span {
+        uint64_t put, taken;
+    };
+    Span span() {
         for (int tries = 0;; ++tries) {
             const uint64_t tail = end();
-            const uint64_t head = A::template load<SharedSite::get_head>(*m_.head);
+            const uint64_t head = A::template load<SharedSite::get_head>(*m_.head) & kPosition;
             const int64_t used = difference(tail, head);
-            if ((used >= 0 && end() == tail) || tries == 100) return used < 0 ? 0 : used;
+            if ((used >= 0 && end() == tail) || tries == 100) return {tail - size_, (used < 0 ? tail : head) - size_};
         }
     }
     bool closed() const {
@@ -432,9 +440,6 @@ public:
         const int64_t n = room_at(A::template load<SharedSite::put_tail>(*m_.tail), used, false);
         return n > 0 ? n : 0;
     }
-    // Publications ever, and takings.
-    uint64_t put_position() { return end() - size_; }
-    uint64_t get_position() const { return (A::template load<SharedSite::get_head>(*m_.head) & kPosition) - size_; }
     uint64_t slots() const { return slots_; }
     int64_t limit() const {
         const int64_t limit = A::peek(*m_.limit);

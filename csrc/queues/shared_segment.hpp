@@ -94,6 +94,7 @@ struct SharedControl {
     Atomic<int64_t> limit, high, low, peak;
     Atomic<uint64_t> sample;    // {microseconds : 40 | position : 24} of a record under way, or 0
     Atomic<uint64_t> sojourn;   // exponential average, in nanoseconds; 0: not known yet
+    Atomic<int64_t> looked;     // when somebody last looked for the dead, CLOCK_MONOTONIC in nanoseconds
     alignas(128) SharedEvent<A> items;
     alignas(128) SharedEvent<A> room;
     char pad[124];
@@ -145,10 +146,16 @@ public:
             return false;
         }
         const int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (fd < 0) return fail(failure, "create", path);
+        if (fd < 0) {
+            fail(failure, "create", path);
+            if (failure->error == SharedError::missing) failure->error = SharedError::system;  // the folder is
+            return false;
+        }
         EDGEFAST_CRASH_POINT("create.opened");
         config_ = config;
-        const bool done = reopen(fd, path, failure) && fill(fd, path, mode, failure);
+        // The umask may have taken away what reopen needs.
+        const bool done = (fchmod(fd, 0600) == 0 || fail(failure, "chmod", path)) && reopen(fd, path, failure) &&
+                          fill(fd, path, mode, failure);
         ::close(fd);
         if (done) return true;
         unlink(path);
@@ -175,16 +182,25 @@ public:
     }
     // After attach and renew: takes an entry of the table.
     bool join(SharedFailure* failure) {
-        for (uint64_t i = 0; i < config_.participants; ++i) {
-            if (in_use(i) || !lock(i, F_WRLCK)) continue;
-            if (in_use(i)) {
-                lock(i, F_UNLCK);
-                continue;
+        bool locked_out = true;
+        for (int tries = 0; locked_out && tries < kJoinTries; ++tries) {
+            if (tries > 0) usleep(1000);
+            locked_out = false;
+            for (uint64_t i = 0; i < config_.participants; ++i) {
+                if (in_use(i)) continue;
+                if (!lock(i, F_WRLCK)) {
+                    locked_out = true;  // for a moment: by one who joins or leaves, or by a cleanup of unused segments
+                    continue;
+                }
+                if (in_use(i)) {
+                    lock(i, F_UNLCK);
+                    continue;
+                }
+                EDGEFAST_CRASH_POINT("attach.locked");
+                enter(i);
+                EDGEFAST_CRASH_POINT("attach.entered");
+                return true;
             }
-            EDGEFAST_CRASH_POINT("attach.locked");
-            enter(i);
-            EDGEFAST_CRASH_POINT("attach.entered");
-            return true;
         }
         failure->error = SharedError::crowded;
         std::snprintf(failure->text, sizeof failure->text, "expected at most %" PRIu64 " participants at a time",
@@ -343,6 +359,9 @@ public:
 
 private:
     static constexpr uint64_t kPage = 4096, kNobody = UINT64_MAX;
+    // Bytes at a time after a signal, which undoes a whole call before Linux 6.8: under a frequent one it would never end.
+    static constexpr uint64_t kAllocate = uint64_t{4} << 20;
+    static constexpr int kJoinTries = 200;  // milliseconds
     static constexpr off_t kLockBase = off_t{1} << 62;
     static constexpr uint64_t kLocks = SharedRing<StdAtomics>::kMaxOwners;
 
@@ -416,7 +435,19 @@ private:
         if (!lock(0, F_WRLCK)) return fail(failure, "lock", path);
         EDGEFAST_CRASH_POINT("create.locked");
         // All pages now: an error here instead of SIGBUS later.
-        const int error = posix_fallocate(fd_, 0, static_cast<off_t>(layout_.size));
+        // At once, so that too much is refused before anything is taken.
+        const auto allocate = [&](uint64_t at, uint64_t bytes) {
+            return posix_fallocate(fd_, static_cast<off_t>(at), static_cast<off_t>(bytes));
+        };
+        int error = allocate(0, layout_.size);
+        if (error == EINTR) {
+            error = 0;
+            for (uint64_t at = 0; error == 0 && at < layout_.size; at += kAllocate) {
+                const uint64_t left = layout_.size - at;
+                do error = allocate(at, left < kAllocate ? left : kAllocate);
+                while (error == EINTR);
+            }
+        }
         if (error != 0) {
             errno = error;
             return fail(failure, "allocate", path);

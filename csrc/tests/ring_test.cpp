@@ -6,26 +6,12 @@
 #include <thread>
 #include <vector>
 
-#include "check.hpp"
+#include "queue_check.hpp"
 #include "queues/record_queue.hpp"
 
 namespace {
 
 using ef::RecordQueue;
-
-struct Random {
-    uint64_t state;
-    uint64_t operator()(uint64_t n) {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        return state % n;
-    }
-};
-
-struct Record {
-    uint64_t value, copies[3];
-    static Record of(uint64_t v) { return {v, {v, ~v, v * 3}}; }
-    void check() const { CHECK(copies[0] == value && copies[1] == ~value && copies[2] == value * 3); }
-};
 
 void against_a_deque() {
     Random random{88172645463325252ull};
@@ -234,16 +220,7 @@ void threads(int producers, int consumers, int64_t capacity, int64_t high, int64
     q.configure(capacity, high, low);
     h->shutdown(h->queue);
     for (auto& t : takers) t.join();
-    std::vector<int> seen(static_cast<size_t>(producers) * each, 0);
-    for (const auto& mine : got) {
-        std::vector<int64_t> last(static_cast<size_t>(producers), -1);
-        for (uint64_t v : mine) {
-            ++seen[v];
-            CHECK(static_cast<int64_t>(v) > last[v / each]);
-            last[v / each] = static_cast<int64_t>(v);
-        }
-    }
-    for (int n : seen) CHECK(n == 1);
+    each_once_and_in_order(got, producers, each);
     CHECK(q.size() == 0 && q.counters().peak <= capacity);
 }
 

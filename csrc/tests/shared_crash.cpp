@@ -44,7 +44,7 @@ void crash_point(const char* name) {
 }  // namespace
 
 #define EDGEFAST_CRASH_POINT(name) crash_point(name)
-#include "check.hpp"
+#include "queue_check.hpp"
 #include "queues/shared_queue.hpp"
 
 namespace {
@@ -58,21 +58,11 @@ using ef::SharedFailure;
 using ef::SharedQueue;
 using Policy = RecordQueue::Policy;
 
-struct Random {
-    uint64_t state;
-    uint64_t operator()(uint64_t n) {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        return state % n;
-    }
-};
-
-struct Record {
+struct Wide {
     uint64_t value, copies[7];
-    static Record of(uint64_t v) { return {v, {v, ~v, v * 3, v, v, v + 1, ~v}}; }
+    static Wide of(uint64_t v) { return {v, {v, ~v, v * 3, v, v, v + 1, ~v}}; }
     bool whole() const { return copies[0] == value && copies[1] == ~value && copies[2] == value * 3 && copies[6] == ~value; }
 };
-
-std::string path_of(const char* name) { return "/dev/shm/edgefast-test-" + std::to_string(getpid()) + "-" + name; }
 
 template <class T>
 T* shared(size_t n = 1) {
@@ -86,7 +76,7 @@ SharedConfig config_of(Policy policy, uint64_t capacity, bool drop_of_dead) {
     c.kind = ef::shared_records;
     c.policy = policy;
     c.capacity = capacity;
-    c.itemsize = sizeof(Record);
+    c.itemsize = sizeof(Wide);
     c.drop_of_dead = drop_of_dead;
     c.participants = 16;
     c.spare = 8;
@@ -145,13 +135,13 @@ struct Operation {
 };
 
 void put(SharedQueue& q, uint64_t value, int64_t n) {
-    Record records[16];
-    for (int64_t i = 0; i < n; ++i) records[i] = Record::of(value + static_cast<uint64_t>(i));
+    Wide records[16];
+    for (int64_t i = 0; i < n; ++i) records[i] = Wide::of(value + static_cast<uint64_t>(i));
     int status;
     CHECK(q.put(records, nullptr, n, ef::kForever, &status) == n && status == EDGEFAST_OK);
 }
 int64_t get(SharedQueue& q, int64_t most, std::vector<uint64_t>* got, int64_t deadline = ef::kDontBlock) {
-    Record records[64];
+    Wide records[64];
     int status;
     const int64_t n = q.get(records, nullptr, most, 1, deadline, 0, &status);
     CHECK((n > 0) == (status == EDGEFAST_OK));
@@ -167,7 +157,7 @@ void put_in_place(SharedQueue& q, uint64_t value, bool commits) {
     int status;
     const int64_t n = q.reserve(2, ef::kForever, &slots, &ticket, &status);
     CHECK(n == 2);
-    for (int64_t i = 0; i < n; ++i) static_cast<Record*>(slots)[i] = Record::of(value + static_cast<uint64_t>(i));
+    for (int64_t i = 0; i < n; ++i) static_cast<Wide*>(slots)[i] = Wide::of(value + static_cast<uint64_t>(i));
     EDGEFAST_CRASH_POINT("in_place.written");
     if (commits) CHECK(q.commit(ticket, n, nullptr, ef::kForever, &status) == n);
     else q.abort(ticket, n);
@@ -181,8 +171,8 @@ void get_in_place(SharedQueue& q, std::vector<uint64_t>* got) {
     std::vector<uint64_t> mine;
     for (int64_t i = 0; i < n; ++i) {
         EDGEFAST_CRASH_POINT("in_place.read");
-        CHECK(static_cast<const Record*>(records)[i].whole());
-        got->push_back(static_cast<const Record*>(records)[i].value);
+        CHECK(static_cast<const Wide*>(records)[i].whole());
+        got->push_back(static_cast<const Wide*>(records)[i].value);
     }
     q.release(ticket, n);
 }
@@ -449,7 +439,7 @@ void shutdown_dies() {
             if (at < 0) points = script->passed;
             std::vector<uint64_t> got;
             CHECK(get(q, 5, &got) == 2);
-            Record r = Record::of(3);
+            Wide r = Wide::of(3);
             int status;
             CHECK(q.put(&r, nullptr, 1, ef::kForever, &status) == 0 && status == EDGEFAST_SHUT_DOWN);
             CHECK(q.get(&r, nullptr, 1, 1, ef::kForever, 0, &status) == 0 && status == EDGEFAST_SHUT_DOWN);
@@ -491,7 +481,7 @@ void sleepers_get_what_the_dead_held() {
         if (down) q.recover();
         CHECK(get(q, 1, &got, ef::kForever) == 1 && got[0] == 7);
         if (down) {
-            Record r;
+            Wide r;
             int status;
             CHECK(q.get(&r, nullptr, 1, 1, ef::kForever, 0, &status) == 0 && status == EDGEFAST_SHUT_DOWN);
             CHECK(q.put(&r, nullptr, 1, ef::kForever, &status) == 0 && status == EDGEFAST_SHUT_DOWN);
@@ -574,8 +564,8 @@ struct Soak {
         for (uint64_t next = 0; next < kEach;) {
             uint64_t n = 1 + random(6);
             if (n > kEach - next) n = kEach - next;
-            Record batch[6];
-            for (uint64_t i = 0; i < n; ++i) batch[i] = Record::of(life << 40 | (next + i));
+            Wide batch[6];
+            for (uint64_t i = 0; i < n; ++i) batch[i] = Wide::of(life << 40 | (next + i));
             me.begun.store(next + n);
             int status;
             int64_t done = 0;
@@ -586,7 +576,7 @@ struct Soak {
                 uint64_t ticket;
                 done = q.reserve(static_cast<int64_t>(n), ef::now_ns() + 1000000, &slots, &ticket, &status);
                 if (done) {
-                    std::memcpy(slots, batch, static_cast<size_t>(done) * sizeof(Record));
+                    std::memcpy(slots, batch, static_cast<size_t>(done) * sizeof(Wide));
                     int64_t out = 0;
                     while (out < done) {
                         out += q.commit(ticket + static_cast<uint64_t>(out), done - out, nullptr, ef::kForever, &status);
@@ -603,7 +593,7 @@ struct Soak {
             if (random(512) == 0) usleep(static_cast<useconds_t>(random(300)));
         }
     }
-    void note(const Record& r) {
+    void note(const Wide& r) {
         if (!r.whole()) log->torn.fetch_add(1);
         const uint64_t life = r.value >> 40, sequence = r.value & ((uint64_t{1} << 40) - 1);
         CHECK(life < kLives && sequence < lives[life].begun.load());  // not invented
@@ -617,7 +607,7 @@ struct Soak {
         Random random{life * 0xd1342543de82ef95ull + 1};
         Life& me = lives[life];
         for (;;) {
-            Record batch[7];
+            Wide batch[7];
             int status;
             const int64_t n = static_cast<int64_t>(1 + random(7));
             const int64_t deadline = random(2) ? ef::kForever : ef::now_ns() + 100000;
@@ -629,7 +619,7 @@ struct Soak {
                 const void* records;
                 uint64_t ticket;
                 k = q.view(n, deadline, &records, nullptr, &ticket, &status);
-                if (k) std::memcpy(batch, records, static_cast<size_t>(k) * sizeof(Record));
+                if (k) std::memcpy(batch, records, static_cast<size_t>(k) * sizeof(Wide));
                 if (random(64) == 0) usleep(static_cast<useconds_t>(random(300)));
                 me.open.store(static_cast<uint64_t>(k));
                 if (k) q.release(ticket, k);
@@ -731,7 +721,7 @@ struct Soak {
         }
         while (q.recover().participants) {
         }
-        Record r;
+        Wide r;
         int status;
         while (q.get(&r, nullptr, 1, 1, ef::kDontBlock, 0, &status) == 1) note(r);
         CHECK(status == EDGEFAST_SHUT_DOWN);

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "check.hpp"
+#include "queue_check.hpp"
 #include "queues/shared_queue.hpp"
 
 namespace {
@@ -24,22 +24,6 @@ using ef::SharedConfig;
 using ef::SharedError;
 using ef::SharedFailure;
 using ef::SharedQueue;
-
-struct Random {
-    uint64_t state;
-    uint64_t operator()(uint64_t n) {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        return state % n;
-    }
-};
-
-struct Record {
-    uint64_t value, copies[3];
-    static Record of(uint64_t v) { return {v, {v, ~v, v * 3}}; }
-    void check() const { CHECK(copies[0] == value && copies[1] == ~value && copies[2] == value * 3); }
-};
-
-std::string path_of(const char* name) { return "/dev/shm/edgefast-test-" + std::to_string(getpid()) + "-" + name; }
 
 SharedConfig config_of(RecordQueue::Policy policy, uint64_t capacity, uint64_t itemsize = sizeof(Record)) {
     SharedConfig c;
@@ -437,16 +421,7 @@ void threads(int producers, int consumers, int handles, uint64_t capacity, int64
     queues[0].configure(static_cast<int64_t>(capacity), high, low);
     queues[0].shut_down(false);
     for (auto& t : takers) t.join();
-    std::vector<int> seen(static_cast<size_t>(producers) * each, 0);
-    for (const auto& mine : got) {
-        std::vector<int64_t> last(static_cast<size_t>(producers), -1);
-        for (uint64_t v : mine) {
-            ++seen[v];
-            CHECK(static_cast<int64_t>(v) > last[v / each]);
-            last[v / each] = static_cast<int64_t>(v);
-        }
-    }
-    for (int n : seen) CHECK(n == 1);
+    each_once_and_in_order(got, producers, each);
     const auto c = queues[0].counters();
     CHECK(c.size == 0 && c.in_hands == 0 && c.puts == c.gets && c.peak <= static_cast<int64_t>(capacity));
 }

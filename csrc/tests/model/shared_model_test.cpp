@@ -203,7 +203,7 @@ struct NeverFull : rl::test_suite<NeverFull<Helped>, Helped ? 3 : 2> {
         } else if (index == 1) {
             RL_ASSERT(q.put(1, 3).outcome != Took::none);
         } else {
-            q.ring().put_position();
+            q.ring().span();
         }
     }
 };
@@ -432,7 +432,7 @@ struct ConsumerDies : rl::test_suite<ConsumerDies<Redeliver>, 2> {
             if (pulse.await()) q.recover(0, Redeliver);
             while (q.get(1, &value).count) ++seen[value];
             RL_ASSERT(seen[1] <= 1 && seen[2] <= 1);
-            const int64_t taken = static_cast<int64_t>(q.ring().get_position()) - q.returned(0) - q.dead(0);
+            const int64_t taken = static_cast<int64_t>(q.ring().span().taken) - q.returned(0) - q.dead(0);
             RL_ASSERT(taken + q.dead(0) == 2 && taken - seen[1] - seen[2] <= 1);
             RL_ASSERT((Redeliver ? q.dead(0) : q.returned(0)) == 0);
         }

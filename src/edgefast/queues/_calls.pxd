@@ -1,5 +1,12 @@
-# Time-outs and outcomes of calls: what RecordCore and SharedCore have in common.
+# What RecordCore and SharedCore have in common: time-outs and outcomes of calls, and the memory of records to put.
 
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_STRIDES,
+    PyBuffer_IsContiguous,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from libc.stdint cimport int64_t
 
 cdef extern from "queues/record_queue.hpp" nogil:
@@ -32,3 +39,28 @@ cdef inline double to_seconds(object value, str name) except -1.0:
     if not seconds >= 0:
         raise ValueError(f"'{name}' must be a non-negative number")
     return seconds
+
+
+cdef inline bint fits(object value, object first, object ndarray, object dtype, tuple shape) except -1:
+    """Whether it is an array of that dtype and shape, behind a first dimension when `first` is not None."""
+    if type(value) is not ndarray:
+        return False
+    found = value.dtype
+    if found is not dtype and found != dtype:
+        return False
+    found = value.shape
+    if first is None:
+        return found == shape
+    return len(found) == len(shape) + 1 and (not shape or found[1:] == shape)
+
+
+cdef inline object borrow(object queue, object value, Py_buffer *view, object first, bint fitting):
+    """The C-contiguous memory of the records that are put; returns whose it is."""
+    if fitting:
+        PyObject_GetBuffer(value, view, PyBUF_STRIDES)
+        if PyBuffer_IsContiguous(view, b"C"):
+            return value
+        PyBuffer_Release(view)
+    value = queue._one(value) if first is None else queue._many(value)
+    PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS)
+    return value

@@ -4,11 +4,10 @@ Copies of up to GIL_BYTES run with the GIL held: giving it up and taking it back
 Nothing ever sleeps with the GIL held.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
-    PyBUF_STRIDES,
     PyBUF_WRITABLE,
-    PyBuffer_IsContiguous,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
@@ -25,6 +24,8 @@ from edgefast.queues._calls cimport (
     EDGEFAST_INTERRUPTED,
     EDGEFAST_OK,
     EDGEFAST_SHUT_DOWN,
+    borrow,
+    fits,
     kDontBlock,
     kForever,
     kTry,
@@ -153,34 +154,11 @@ cdef class RecordCore:
                 return n
             PyErr_CheckSignals()
 
-    cdef bint fits(self, object value, object first):
-        """Whether it is an array of the queue's dtype and shape, behind a first dimension when that is not None."""
-        if type(value) is not ndarray:
-            return False
-        found = value.dtype
-        if found is not self.dtype and found != self.dtype:
-            return False
-        shape = value.shape
-        if first is None:
-            return shape == self.shape
-        return len(shape) == len(self.shape) + 1 and (not self.shape or shape[1:] == self.shape)
-
-    cdef object borrow(self, object value, Py_buffer *view, object first):
-        """The C-contiguous memory of what is put; returns whose it is."""
-        if self.fits(value, first):
-            PyObject_GetBuffer(value, view, PyBUF_STRIDES)
-            if PyBuffer_IsContiguous(view, b"C"):
-                return value
-            PyBuffer_Release(view)
-        value = self._one(value) if first is None else self._many(value)
-        PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS)
-        return value
-
     def put(self, value, block=True, timeout=None):
         cdef Py_buffer view
         cdef int status = EDGEFAST_OK
         cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
-        owner = self.borrow(value, &view, None)
+        owner = borrow(self, value, &view, None, fits(value, None, ndarray, self.dtype, self.shape))
         try:
             self.push(<const char *>view.buf, 1, deadline, &status)
         finally:
@@ -193,7 +171,7 @@ cdef class RecordCore:
         cdef int status = EDGEFAST_OK
         cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
         cdef int64_t n, done = 0
-        owner = self.borrow(records, &view, True)
+        owner = borrow(self, records, &view, True, fits(records, True, ndarray, self.dtype, self.shape))
         n = len(owner)
         try:
             done = self.push(<const char *>view.buf, n, deadline, &status)
@@ -210,7 +188,7 @@ cdef class RecordCore:
         cdef object target = out
         if out is None:
             target = empty_array(self.shape, self.dtype)
-        elif not self.fits(out, None) or not out.flags.carray:
+        elif not fits(out, None, ndarray, self.dtype, self.shape) or not out.flags.carray:
             self._check_out(out, self.shape)
         PyObject_GetBuffer(target, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         try:
@@ -227,7 +205,7 @@ cdef class RecordCore:
         cdef int64_t deadline = kForever if block is True and timeout is None else to_deadline(block, timeout)
         cdef int64_t n, there, pause = 0, most, least = 1
         cdef bint plain = type(linger) is float and <double>linger == 0 and type(min_items) is int and min_items == 1
-        if plain and max_items is None and out is not None and self.fits(out, True) and len(out) and out.flags.carray:
+        if plain and max_items is None and out is not None and fits(out, True, ndarray, self.dtype, self.shape) and len(out) and out.flags.carray:
             most = min(len(out), self.capacity)
         else:
             most, least = self._counts(max_items, min_items, out)
@@ -348,6 +326,7 @@ cdef class Slots:
         buffer.internal = NULL
 
 
+@cython.no_gc_clear  # __dealloc__ needs the queue
 cdef class Open:
     """What reserve() and view() return: claims on entry, ends the claim on exit."""
 

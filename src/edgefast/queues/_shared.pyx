@@ -13,9 +13,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_SIMPLE,
-    PyBUF_STRIDES,
     PyBUF_WRITABLE,
-    PyBuffer_IsContiguous,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
@@ -40,6 +38,8 @@ from edgefast.queues._calls cimport (
     EDGEFAST_INTERRUPTED,
     EDGEFAST_OK,
     EDGEFAST_SHUT_DOWN,
+    borrow,
+    fits,
     kDontBlock,
     kForever,
     kTry,
@@ -116,6 +116,7 @@ cdef extern from "queues/shared_queue.hpp" namespace "ef" nogil:
         int descriptor()
         void close()
         void stop_waiting()
+        void poll(bint on)
         bint inherit(SharedFailure *failure)
         bint rejoin(SharedFailure *failure)
         int64_t put(const void *records, const uint32_t *lengths, int64_t n, int64_t deadline, int *status)
@@ -180,6 +181,7 @@ cdef extern from *:
             return false;
         }
         void leave() { --number; }
+        void come_back() { ++number; }  // also to a handle that was closed meanwhile, to leave it again
     };
     """
     cppclass Source:
@@ -196,6 +198,7 @@ cdef extern from *:
         bint closing
         bint enter()
         void leave()
+        void come_back()
 
 cdef int64_t GIL_BYTES = 16384
 cdef enum:
@@ -273,6 +276,7 @@ cdef class SharedCore:
 
     def __cinit__(self):
         self.core = new Core()
+        self.calls.closing = True  # until it is a queue's
         self.shape = ()
 
     def __dealloc__(self):
@@ -296,8 +300,12 @@ cdef class SharedCore:
         for i in range(<int>config.dimensions):
             config.shape[i] = settings["shape"][i]
         memcpy(config.dtype, PyBytes_AS_STRING(dtype), min(len(dtype), 255))
-        encoded = path.encode()
-        if not self.core.create(encoded, config, mode, &failure):
+        cdef bytes encoded = path.encode()
+        cdef const char *file = PyBytes_AS_STRING(encoded)
+        cdef bint done
+        with nogil:
+            done = self.core.create(file, config, mode, &failure)
+        if not done:
             refuse(&failure, path)
         self.core.configure(settings["capacity"], settings["high"], settings["low"])
         self._settle()
@@ -305,8 +313,12 @@ cdef class SharedCore:
     def _open(self, str path, unsigned int owner):
         cdef SharedFailure failure
         cdef stat_t found
-        encoded = path.encode()
-        if not self.core.attach(encoded, 1, &failure):  # of any user: the file's owner is checked below
+        cdef bytes encoded = path.encode()
+        cdef const char *file = PyBytes_AS_STRING(encoded)
+        cdef bint done
+        with nogil:
+            done = self.core.attach(file, 1, &failure)  # of any user: the file's owner is checked below
+        if not done:
             refuse(&failure, path)
         try:
             if fstat(self.core.descriptor(), &found) != 0:
@@ -335,11 +347,13 @@ cdef class SharedCore:
             ):
                 raise CorruptedError(f"segment {path}: expected serializer 0 to 2, got {self.core.config().serializer}")
         except BaseException:
-            self._close()
+            self.core.close()
             raise
         self._settle()
 
     cdef void _settle(self):
+        self.core.poll(True)
+        self.calls.closing = False
         self.item = self.core.config().itemsize
         self.capacity = self.core.config().capacity
         self.kind = self.core.config().serializer
@@ -366,9 +380,18 @@ cdef class SharedCore:
         self.shape = shape
 
     cdef int enter(self) except -1:
-        if not self.calls.enter():
+        while not self.calls.enter():
             self._check_open()
-            self.calls.enter()
+        return 0
+
+    cdef int handle_signals(self) except -1:
+        """Signal handlers, between two waits of a call. A handler may close the queue, or fork: then no call is under way."""
+        self.calls.leave()
+        try:
+            PyErr_CheckSignals()
+            self._check_open()
+        finally:
+            self.calls.come_back()
         return 0
 
     def _check_open(self):
@@ -430,7 +453,7 @@ cdef class SharedCore:
                 done += more
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return done
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
 
@@ -451,7 +474,7 @@ cdef class SharedCore:
         if self.kind == PICKLE:
             return self.put_pickle(item, deadline)
         if self.kind == RECORDS:
-            owner = self.borrow(item, &view, None)
+            owner = borrow(self, item, &view, None, fits(item, None, ndarray, self.dtype, self.shape))
             source.records, source.itemsize = <const char *>view.buf, view.len
         else:
             self.borrow_bytes(item, &view)
@@ -478,29 +501,6 @@ cdef class SharedCore:
             PyBuffer_Release(view)
             self.check_length(view.len)
         return 0
-
-    cdef bint fits(self, object value, object first):
-        """Whether it is an array of the queue's dtype and shape, behind a first dimension when that is not None."""
-        if type(value) is not ndarray:
-            return False
-        found = value.dtype
-        if found is not self.dtype and found != self.dtype:
-            return False
-        shape = value.shape
-        if first is None:
-            return shape == self.shape
-        return len(shape) == len(self.shape) + 1 and (not self.shape or shape[1:] == self.shape)
-
-    cdef object borrow(self, object value, Py_buffer *view, object first):
-        """The C-contiguous memory of the records that are put; returns whose it is."""
-        if self.fits(value, first):
-            PyObject_GetBuffer(value, view, PyBUF_STRIDES)
-            if PyBuffer_IsContiguous(view, b"C"):
-                return value
-            PyBuffer_Release(view)
-        value = self._one(value) if first is None else self._many(value)
-        PyObject_GetBuffer(value, view, PyBUF_C_CONTIGUOUS)
-        return value
 
     cdef int put_pickle(self, object item, int64_t deadline) except -1:
         cdef int status = EDGEFAST_OK
@@ -586,7 +586,7 @@ cdef class SharedCore:
     cdef int64_t put_records(self, object records, int64_t deadline, int *status) except -1:
         cdef Source source
         cdef Py_buffer view
-        owner = self.borrow(records, &view, True)
+        owner = borrow(self, records, &view, True, fits(records, True, ndarray, self.dtype, self.shape))
         try:
             source.records, source.itemsize = <const char *>view.buf, self.item
             if view.len == 0:
@@ -650,7 +650,7 @@ cdef class SharedCore:
                     n = self.core.get(out, lengths, most, least, deadline, linger, status)
                 if status[0] != EDGEFAST_INTERRUPTED:
                     return n
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
 
@@ -668,7 +668,7 @@ cdef class SharedCore:
                 with nogil:
                     n = self.core.wait_items(1, deadline, status)
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                 elif n == 0:
                     return 0
             if n >= least or linger == 0:
@@ -678,7 +678,7 @@ cdef class SharedCore:
                 with nogil:
                     n = self.core.wait_items(least, until, status)
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                     continue
                 if status[0] == EDGEFAST_DAMAGED or status[0] == EDGEFAST_DETACHED:
                     return 0
@@ -715,7 +715,7 @@ cdef class SharedCore:
                 if deadline == kDontBlock or deadline == kTry:
                     return None
                 if status[0] == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    self.handle_signals()
                 with nogil:
                     n = self.core.view(1, deadline, &start, &length, &ticket, status)
                 if n == 0 and status[0] == EDGEFAST_EMPTY:
@@ -745,7 +745,7 @@ cdef class SharedCore:
         cdef object target = out
         if out is None:
             target = empty_array(self.shape, self.dtype)
-        elif not self.fits(out, None) or not out.flags.carray:
+        elif not fits(out, None, ndarray, self.dtype, self.shape) or not out.flags.carray:
             self._check_out(out, self.shape)
         PyObject_GetBuffer(target, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         try:
@@ -834,7 +834,7 @@ cdef class SharedCore:
         if least > 1 and pause > 0 and self.there(least, deadline, pause, &status) == 0:
             fail(status)
         if self.item > SCRATCH:
-            while len(items) < most:
+            while len(items) < most and not (items and self.calls.closing):
                 item = self.get_message(kTry if items else deadline, &status)
                 if item is None:
                     break
@@ -845,7 +845,7 @@ cdef class SharedCore:
             if scratch == NULL:
                 raise MemoryError
             try:
-                while len(items) < most:
+                while len(items) < most and not (items and self.calls.closing):
                     n = self.pull(scratch, lengths, min(at_once, most - len(items)), 1, kTry if items else deadline, 0,
                                   &status)
                     if n == 0 or status == EDGEFAST_DAMAGED:
@@ -865,7 +865,7 @@ cdef class SharedCore:
         cdef int status = EDGEFAST_OK
         cdef int64_t n, there, pause = 0, most, least = 1
         cdef bint plain = type(linger) is float and <double>linger == 0 and type(min_items) is int and min_items == 1
-        if plain and max_items is None and out is not None and self.fits(out, True) and len(out) and out.flags.carray:
+        if plain and max_items is None and out is not None and fits(out, True, ndarray, self.dtype, self.shape) and len(out) and out.flags.carray:
             most = min(len(out), self.capacity)
         else:
             most, least = self._counts(max_items, min_items, out)
@@ -1022,7 +1022,7 @@ cdef class SharedCore:
                     status = self.core.writable(deadline)
                 if status != EDGEFAST_INTERRUPTED:
                     break
-                PyErr_CheckSignals()
+                self.handle_signals()
         finally:
             self.calls.leave()
         if status != EDGEFAST_OK and status != EDGEFAST_FULL:
@@ -1304,6 +1304,7 @@ cdef Slots slots_at(SharedCore queue, void *start, Py_ssize_t size, bint readonl
     return slots
 
 
+@cython.no_gc_clear  # __dealloc__ needs the queue
 cdef class Open:
     """What reserve() and view() return: takes slots on entry, puts or frees them on exit."""
 
@@ -1335,7 +1336,7 @@ cdef class Open:
                 (status == EDGEFAST_FULL and not q.refuses) or status == EDGEFAST_EMPTY or status == EDGEFAST_INTERRUPTED
             ):
                 if status == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    q.handle_signals()
                 with nogil:
                     if self.writes:
                         self.count = q.core.reserve(n, self.deadline, &start, &self.ticket, &status)
@@ -1345,6 +1346,11 @@ cdef class Open:
                         )
                 if status != EDGEFAST_INTERRUPTED:
                     break
+            if self.count and q.calls.closing:
+                # close() has found no block open; once this call is over, what is being read goes as if we had died.
+                if self.writes:
+                    q.core.abort(self.ticket, self.count)
+                self.count, status = 0, EDGEFAST_DETACHED
         finally:
             q.calls.leave()
         if self.count == 0:
@@ -1407,7 +1413,7 @@ cdef class Open:
             done = q.core.commit(self.ticket, count, lengths, kTry, &status)
             while done < count and (status == EDGEFAST_INTERRUPTED or (status == EDGEFAST_FULL and not q.refuses)):
                 if status == EDGEFAST_INTERRUPTED:
-                    PyErr_CheckSignals()
+                    q.handle_signals()
                 with nogil:
                     done += q.core.commit(self.ticket + done, count - done, lengths, self.deadline, &status)
                 if status != EDGEFAST_INTERRUPTED:

@@ -9,7 +9,9 @@ second without any. A task that finds what it wants involves no thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -168,9 +170,11 @@ class SharedAsyncMethods:
         await self._give_way()
         while True:
             await self._when("_await_items", self._items_or_not_yet)
-            if wait > 0 and least > 1 and self.qsize() < least and not self.is_shutdown:
-                # A thread waits without taking anything, at most as long as the batch lingers.
-                await asyncio.get_running_loop().run_in_executor(None, self._await_items, wait, least)
+            end = time.monotonic() + wait
+            with contextlib.suppress(ShutDown):  # what is there is for this call
+                while self.qsize() < least and not self.is_shutdown and (left := end - time.monotonic()) > 0:
+                    # A thread waits without taking anything, a slice at a time: one that nobody awaits any more ends.
+                    await asyncio.get_running_loop().run_in_executor(None, self._await_items, min(left, _SLICE), least)
             try:
                 return self.get_many(most, False)
             except Empty:  # somebody else took the first item meanwhile
