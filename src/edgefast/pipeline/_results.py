@@ -31,6 +31,7 @@ class Feed:
     def start_task(self, iterator: AsyncIterator[Any], reader: Reader) -> None:
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._arun(iterator, reader), name=f"{self.core.name}-source")
+        self._task.add_done_callback(lambda _: self.core.notify())  # active() was true until now
 
     def stop(self) -> None:
         """Nothing more is put, but for what is being put."""
@@ -144,6 +145,7 @@ class Session:
             if feed is not None:
                 core.abandon(feed)
         core.forget_reader(reader)
+        core.moved()
         self._owner = None
 
     def outputs(self) -> Generator[Any, None, None]:
@@ -159,8 +161,7 @@ class Session:
                 left = queue.qsize()
                 if left < reader.low_seen:
                     reader.low_seen = left
-                if core.pool is not None:
-                    core.notify()
+                core.moved()
                 reader.switch(BUSY)
                 yield from chunk
                 reader.measured(reader.switch(STARVED), len(chunk))
@@ -229,6 +230,7 @@ class AsyncResults:
                 raise error from error.__cause__
             raise StopAsyncIteration from None
         reader.low_seen = min(reader.low_seen, reader.queue.qsize())
+        session._core.moved()
         reader.switch(BUSY)
         session._taken = len(chunk)
         chunk.reverse()

@@ -50,6 +50,9 @@ FLUSH_SECONDS, MOST_WAITING = 1e-3, 64
 
 _DECISIONS = 1024
 
+#: Whoever waits is told of all it waits for. A net under that: it looks by itself after so many seconds.
+LOOK_AGAIN = 0.5
+
 
 class Stop(BaseException):
     """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
@@ -753,6 +756,19 @@ class Core:
         for wake in tuple(self.watchers):
             wake()
 
+    def moved(self) -> None:
+        """Items left a queue or came into one: the byte budget and the threads of a pool wait for that, too."""
+        if self.watchers and (self.max_bytes is not None or self.pool is not None):
+            self.notify()
+
+    def _pause(self) -> float:
+        """How long who waits may sleep: nobody tells when an item in a queue becomes too old."""
+        pause = LOOK_AGAIN
+        for stage in self.stages:
+            if stage.spec.max_age is not None and (expires := stage.queue._expires_in()) >= 0:
+                pause = min(pause, expires)
+        return pause
+
     def all_done(self) -> bool:
         """Whether everything that got in is dealt with: stage by stage, as what is done arrives at the next."""
         return all(stage.settled(stage.queue._counters()) for stage in self.stages)
@@ -766,10 +782,13 @@ class Core:
         deadline = None if timeout is None else clock() + timeout
         try:
             while not done():
-                left = 0.5 if deadline is None else min(0.5, deadline - clock())
-                if left <= 0:
-                    return False
-                event.wait(left)
+                pause = self._pause()
+                if deadline is not None:
+                    left = deadline - clock()
+                    if left <= 0:
+                        return False
+                    pause = min(pause, left)
+                event.wait(pause)
                 event.clear()
             return True
         finally:
@@ -787,7 +806,7 @@ class Core:
         self.watchers.append(wake)
         try:
             while not done():
-                await asyncio.wait((future,), timeout=0.5)
+                await asyncio.wait((future,), timeout=self._pause())
                 if future.done():
                     future = loop.create_future()
         finally:
@@ -817,8 +836,7 @@ class Core:
                 self.source_blocked += clock() - began
         else:
             queue.put(item, block, timeout)
-        if self.pool is not None:
-            self.notify()
+        self.moved()
 
     async def aput(self, item: Any) -> None:
         """put() without blocking the event loop."""
@@ -828,8 +846,7 @@ class Core:
             if not self.has_bytes(size):
                 await self.await_(lambda: self.has_bytes(size))
         await queue.aput(item)
-        if self.pool is not None:
-            self.notify()
+        self.moved()
 
     def abandon(self, feed: Any) -> None:
         """A map() was closed early: what is on its way is dropped."""
@@ -941,6 +958,7 @@ class Core:
         elif isinstance(edge, StageRuntime):
             edge.set_workers(max(edge.min_workers, min(int(decision.new), edge.max_workers)))
         self.decisions.append(decision)
+        self.moved()
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 

@@ -118,6 +118,7 @@ class TaskWorker(Worker):
         self.hand = len(items)
         ticket = -1 if order is None else order.ticket()
         stage.low_seen = min(stage.low_seen, stage.queue.qsize())
+        stage.core.moved()
         return items, ticket
 
     async def _until(self, order: Order, ready: Callable[[], bool]) -> None:

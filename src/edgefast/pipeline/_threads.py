@@ -79,6 +79,7 @@ class ThreadWorker(Worker):
         left = stage.queue.qsize()
         if left < stage.low_seen:
             stage.low_seen = left
+        stage.core.moved()
         return items
 
     def _until(self, order: Order, ready: Callable[[], bool]) -> None:
