@@ -61,6 +61,7 @@ class Stop(BaseException):
         super().__init__()
         self.error = error
         self.item = item
+        self.passed = 0  # outputs that were passed on, or refused, when it was one of them that failed
 
 
 class Over(BaseException):
@@ -247,7 +248,7 @@ class StageRuntime(Edge):
         self.spec = spec
         self.backend = backend
         self.next: StageRuntime | None = None
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.workers: set[Worker] = set()
         self.target = spec.workers
         self.min_workers, self.max_workers = spec.min_workers, spec.max_workers
@@ -332,7 +333,9 @@ class StageRuntime(Edge):
     def close_behind(self) -> None:
         """Nothing comes from this stage any more."""
         if self.order is not None:
-            self._past["lost"] += self.order.stop()
+            lost = self.order.stop()
+            with self.lock:
+                self._past["lost"] += lost
         if self.next is not None:
             self.next.queue.shutdown()
         else:
@@ -527,7 +530,8 @@ class Core:
         self.state: State = "idle"
         self.error: PipelineError | None = None
         self.immediate = False
-        self.lock = threading.Lock()
+        # Reentrant, as those of the stages: the collector may finalize this pipeline in any thread, wherever that is.
+        self.lock = threading.RLock()
         self.reader: Reader | None = None
         self.reader_limit: int | None = None
         #: Outputs of an abandoned map() are dropped wherever they come out.
@@ -611,10 +615,14 @@ class Core:
         if worker.stage.backend == "asyncio":
             from edgefast.pipeline._tasks import LoopThread
 
-            with self.lock:
-                if self.loop is None:
-                    self.own_loop = LoopThread(f"{self.name}-loop")
-                    self.loop = self.own_loop.loop
+            try:
+                with self.lock:
+                    if self.loop is None:
+                        self.own_loop = LoopThread(f"{self.name}-loop")
+                        self.loop = self.own_loop.loop
+            except BaseException:
+                worker.stage.ended(worker)
+                raise
             try:
                 self.loop.call_soon_threadsafe(worker.begin, name)  # type: ignore[attr-defined]
             except RuntimeError as error:  # the caller's loop is closed
@@ -699,11 +707,13 @@ class Core:
     def forked(self) -> None:
         """In a forked child: there are no workers."""
         # Whoever held the locks does not exist here.
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.closed = threading.Event()
         self.watchers = []
         for stage in self.stages:
-            stage.lock = threading.Lock()
+            stage.lock = threading.RLock()
+            if stage.order is not None:
+                stage.order = Order()
             stage.workers.clear()
         if self.state != "idle":
             self.state = "closed"
@@ -861,18 +871,18 @@ class Core:
 
     def quiet(self) -> bool:
         """Whether nothing is left of an abandoned map(); drops what is in the queues."""
-        feed = self._abandoned
-        if feed is None:
-            return True
-        if self.state == "running" and self.error is None:
-            for stage in self.stages:
-                stage.queue.clear()
-            if feed.active() or not self.all_done():
-                return False
-        with self.lock:
+        with self.lock:  # who comes second must not drop what the first one puts
+            feed = self._abandoned
+            if feed is None:
+                return True
+            if self.state == "running" and self.error is None:
+                for stage in self.stages:
+                    stage.queue.clear()
+                if feed.active() or not self.all_done():
+                    return False
             self._abandoned = None
             self.discarding = False
-        return True
+            return True
 
     def open_reader(self) -> Reader:
         """From now on outputs wait for a reader."""
@@ -881,6 +891,9 @@ class Core:
             if self.reader is not None:
                 raise RuntimeError("another map() or results() of this pipeline is open; close it first")
             self.reader = reader
+            over = self.closed.is_set()
+        if over:  # since the caller looked; nobody else would tell the reader
+            reader.queue.shutdown()
         return reader
 
     # ---- the byte budget ---------------------------------------------------------------------------------------------
