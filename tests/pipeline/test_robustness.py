@@ -501,3 +501,14 @@ def test_a_pipeline_may_be_finalized_in_the_middle_of_anything() -> None:
         in_thread(functools.partial(collected, p, lock))
         in_thread(p._core.collect)
         p.shutdown()
+
+
+def test_resize_starts_no_threads_beside_a_pool() -> None:
+    """They would wait for items with the turn of the stage, and the pool for the turn."""
+    with Pipeline([f.double, f.minus], scheduler="max_weight", pool=1, adapt="none") as p:
+        outputs = p.map(range(200))
+        assert next(outputs) == 0
+        p.resize("double", workers=4)
+        p.resize("minus", workers=4)
+        assert len(p._core.threads) == 1
+        assert in_thread(lambda: list(outputs)) == [-2 * x for x in range(1, 200)]

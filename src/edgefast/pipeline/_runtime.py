@@ -299,7 +299,7 @@ class StageRuntime(Edge):
     def set_workers(self, n: int) -> None:
         """So many workers from now on; those too many end after what they are at."""
         self.target = n
-        if self.core.state != "idle":
+        if self.core.state != "idle" and self.core.scheduler != "max_weight":  # a pool has its threads
             self.staff()
 
     def retires(self, worker: Worker) -> bool:
