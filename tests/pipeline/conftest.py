@@ -42,6 +42,12 @@ def how(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
+def nobody_looks_by_himself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that is missed holds a test up for good instead of for half a second."""
+    monkeypatch.setattr(_runtime, "LOOK_AGAIN", 1e6)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No thread and no process outlives the test."""
     before = set(threading.enumerate())

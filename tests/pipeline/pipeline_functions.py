@@ -99,3 +99,48 @@ def function_of(x: int) -> Any:
 def sleep_for_ever(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(1000)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def raise_unspeakable(x: int) -> int:
+    raise Unspeakable
+
+
+def same(x: int) -> int:
+    return x
+
+
+def each_of(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+def endless(x: int) -> Iterator[int]:
+    while True:
+        yield x
+        x += 1
+
+
+def _here_only(pid: int) -> HereOnly:
+    if os.getpid() != pid:
+        raise ValueError("not here")
+    return HereOnly()
+
+
+class HereOnly:
+    """Can be pickled, and unpickled in the same process only."""
+
+    def __reduce__(self) -> Any:
+        return _here_only, (os.getpid(),)
+
+
+def spell_unreadable(x: int) -> Iterator[Any]:
+    yield x
+    if x == 2:
+        time.sleep(0.01)
+        yield HereOnly()
+    for _ in range(300):
+        yield x

@@ -70,7 +70,7 @@ class Channel:
         """The other side has its end: nothing of it may stay if both are killed."""
 
     def hang_up(self) -> None:
-        """Tell the other side that nothing more comes."""
+        """Tell the other side that nothing more comes, and that nobody reads any more."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -93,8 +93,9 @@ class _Shared(Channel):
         self._outbox.unlink()
 
     def hang_up(self) -> None:
-        with contextlib.suppress(ShutDown, ValueError):
-            self._outbox.shutdown()
+        for queue in (self._outbox, self._inbox):
+            with contextlib.suppress(ShutDown, ValueError):
+                queue.shutdown()
 
     def close(self) -> None:
         for queue in (self._inbox, self._outbox):
@@ -182,6 +183,7 @@ class PipeChannel(Channel):
     def hang_up(self) -> None:
         with contextlib.suppress(OSError):
             self._end.send_bytes(b"")
+        self._end.close()
 
     def close(self) -> None:
         self._end.close()

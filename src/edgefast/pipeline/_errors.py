@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["PipelineError", "WorkerDied"]
+
+
+def _shown(how: Callable[[Any], str], what: Any) -> str:
+    """how(what), which may be anybody's code and fail."""
+    try:
+        return how(what)
+    except Exception:
+        return f"<{type(what).__name__} that cannot be shown>"
 
 
 class PipelineError(RuntimeError):
@@ -27,8 +36,8 @@ class PipelineError(RuntimeError):
     @classmethod
     def of(cls, stage: str, error: BaseException, item: Any = None) -> PipelineError:
         """The error of a stage, with `error` as its cause."""
-        where = f"stage {stage!r} failed" + ("" if item is None else f" on {reprlib.repr(item)}")
-        self = cls(f"{where}: {type(error).__name__}: {error}", stage, item)
+        where = f"stage {stage!r} failed" + ("" if item is None else f" on {_shown(reprlib.repr, item)}")
+        self = cls(f"{where}: {type(error).__name__}: {_shown(str, error)}", stage, item)
         self.__cause__ = error
         return self
 

@@ -28,7 +28,7 @@ class Order:
     def __init__(self) -> None:
         #: Held while a worker takes items and a ticket; of no use within one event loop.
         self.turn = threading.Lock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may stop it
         self._next = 0
         self._head = 0
         self._claimed = False  # someone passes on the outputs of the ticket at the head

@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 from edgefast._threads import available_cpus
-from edgefast.pipeline._runtime import BLOCKED, BUSY, IDLE, Core, Over, StageRuntime, clock
+from edgefast.pipeline._runtime import BLOCKED, BUSY, IDLE, Core, Over, StageRuntime, Stop, clock
 from edgefast.pipeline._threads import ThreadWorker
 from edgefast.pipeline.schedule import max_weight
 from edgefast.queues import Empty, Full, ShutDown
@@ -81,8 +81,13 @@ class _Hand(ThreadWorker):
                 pass
             except ShutDown:
                 break
-            except (TypeError, ValueError):
-                return accepted + self._one_by_one(queue, rest)
+            except Exception as error:
+                self.emitted += accepted
+                try:
+                    return accepted + self._singly(rest, error)
+                except Stop as stop:
+                    stop.passed += accepted
+                    raise
         self.emitted += accepted
         return accepted
 
@@ -103,7 +108,13 @@ class Pool:
         ]
         for thread in threads:
             self.core.threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                if thread is threads[0]:  # nobody is there to serve, and to end, the stages
+                    for stage in self.core.stages:
+                        stage.workers.clear()
+                raise
 
     def _run(self, hands: list[_Hand]) -> None:
         core = self.core

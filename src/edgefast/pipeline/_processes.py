@@ -11,12 +11,14 @@ import contextlib
 import logging
 import multiprocessing as mp
 import multiprocessing.forkserver
+import os
 import pickle
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -42,6 +44,15 @@ _EACH, _CALL, _ITERATE = range(3)
 _GROUP, _GROUP_SECONDS = 64, 1e-3
 
 _starting = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _starting
+    _starting = threading.Lock()  # whoever held it does not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 #: A process that is killed before it is ready is started again, so often in all.
 _STARTS = 5
@@ -104,14 +115,14 @@ class ProcessWorker(ThreadWorker):
     # ---- the process -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        stage = self.stage
         try:
             self._start()
-        except (Stop, Over) as stop:
-            if isinstance(stop, Stop):
-                self.stage.core.fail(self.stage, stop.error)
-            self.stage.ended(self)
-            return
-        try:
+        except BaseException as error:
+            if not isinstance(error, Over):
+                stage.core.fail(stage, error.error if isinstance(error, Stop) else error)
+            stage.ended(self)
+        else:
             super().run()
         finally:
             self._stop()
@@ -147,27 +158,30 @@ class ProcessWorker(ThreadWorker):
         stage = self.stage
         forked = stage.core.start_method == "fork"
         context: Any = mp.get_context(stage.core.start_method)
-        ours, theirs = open_channel(context)
-        try:
-            process = context.Process(
-                target=_main,
-                args=(stage.spec.fn, stage.spec.batch, theirs, forked),
-                name=threading.current_thread().name,
-                daemon=True,
-            )
-            with _starting:
+        with _starting:  # what is forked meanwhile would keep an end open after its process is gone
+            ours, theirs = open_channel(context)
+            try:
+                process = context.Process(
+                    target=_main,
+                    args=(stage.spec.fn, stage.spec.batch, theirs, forked),
+                    name=threading.current_thread().name,
+                    daemon=True,
+                )
                 process.start()
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
-        if isinstance(theirs, PipeChannel):
-            theirs.close()
+            except BaseException:
+                ours.close()
+                theirs.close()
+                raise
+            if isinstance(theirs, PipeChannel):
+                theirs.close()
         self._process, self._channel = process, ours
 
     def _alive(self) -> bool:
         if self.stage.core.immediate:
             self.kill()
+        if self.stage.core.start_method == "forkserver":
+            # Not is_alive(): two threads that ask at once would take the exit status from each other.
+            return not connection.wait([self._process.sentinel], 0)
         return self._process.is_alive()
 
     def _stop(self) -> str:
@@ -178,10 +192,10 @@ class ProcessWorker(ThreadWorker):
         channel.hang_up()
         if self.stage.core.immediate:
             process.kill()
-        process.join(_PATIENCE)
-        if process.is_alive():
+        if not _ended(process):
             process.kill()
-            process.join()
+            while not _ended(process):
+                pass
         how = _ending(process.exitcode)
         self._process = self._channel = None
         process.close()
@@ -267,7 +281,15 @@ class ProcessWorker(ThreadWorker):
     def _iterate(self, work: Any) -> Iterator[Any]:
         self._send(_ITERATE, work)
         while True:
-            outputs, error = self._receive()
+            try:
+                outputs, error = self._receive()
+            except WorkerDied:
+                raise
+            except Exception:
+                # Cannot be unpickled. What else is on its way would be taken for the next item's.
+                self._stop()
+                self._start()
+                raise
             if outputs is not None:
                 yield from outputs
             if error is not None:
@@ -291,6 +313,13 @@ class ProcessWorker(ThreadWorker):
             self.hand -= n
         else:
             super().give_up(item, error, n)
+
+
+def _ended(process: Any) -> bool:
+    """Wait a while for the end of a process."""
+    connection.wait([process.sentinel], _PATIENCE)
+    with _starting:  # multiprocessing asks for the status of all when it starts one, and only one may
+        return not process.is_alive()
 
 
 def _ending(exitcode: int | None) -> str:

@@ -93,7 +93,7 @@ class _Publisher:
     """One thread and one pair of files for all that a process publishes; both are gone with the last source."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may remove
         self._sources: dict[int, weakref.ref[Any]] = {}
         self._counted: dict[tuple[int, str], tuple[float, int, int]] = {}
         self._thread: threading.Thread | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -31,15 +32,15 @@ class Feed:
     def start_task(self, iterator: AsyncIterator[Any], reader: Reader) -> None:
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._arun(iterator, reader), name=f"{self.core.name}-source")
+        self._task.add_done_callback(lambda _: self.core.notify())  # active() was true until now
 
     def stop(self) -> None:
         """Nothing more is put, but for what is being put."""
         self.stopped = True
-
-    def cancel(self) -> None:
-        """Ends the task, in its loop."""
-        if self._task is not None:
-            self._task.cancel()
+        task = self._task
+        if task is not None and not task.done():
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
     def active(self) -> bool:
         """Whether something may still be put after stop()."""
@@ -55,18 +56,19 @@ class Feed:
                 self.putting = True  # before the look at `stopped`: stop() looks at them in the opposite order
                 if self.stopped:
                     break
-                if plain and not full():
-                    put(item)
-                else:
-                    core.put(item)
+                try:
+                    if plain and not full():
+                        put(item)
+                    else:
+                        core.put(item)
+                except ShutDown:  # of the pipeline; the iterable may raise one, too
+                    return
                 self.putting = False
                 if self.stopped:
                     break
             else:
                 core.wait(core.idle_or_over)
                 self.complete = core.error is None and not core.immediate
-        except ShutDown:
-            pass
         except BaseException as error:
             self.error = error
             self.putting = False
@@ -86,11 +88,12 @@ class Feed:
         core = self.core
         try:
             async for item in iterator:
-                await core.aput(item)
+                try:
+                    await core.aput(item)
+                except ShutDown:
+                    return
             await core.await_(core.idle_or_over)
             self.complete = core.error is None and not core.immediate
-        except ShutDown:
-            pass
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -144,6 +147,7 @@ class Session:
             if feed is not None:
                 core.abandon(feed)
         core.forget_reader(reader)
+        core.moved()
         self._owner = None
 
     def outputs(self) -> Generator[Any, None, None]:
@@ -159,8 +163,7 @@ class Session:
                 left = queue.qsize()
                 if left < reader.low_seen:
                     reader.low_seen = left
-                if core.pool is not None:
-                    core.notify()
+                core.moved()
                 reader.switch(BUSY)
                 yield from chunk
                 reader.measured(reader.switch(STARVED), len(chunk))
@@ -229,6 +232,7 @@ class AsyncResults:
                 raise error from error.__cause__
             raise StopAsyncIteration from None
         reader.low_seen = min(reader.low_seen, reader.queue.qsize())
+        session._core.moved()
         reader.switch(BUSY)
         session._taken = len(chunk)
         chunk.reverse()
@@ -237,8 +241,6 @@ class AsyncResults:
 
     async def aclose(self) -> None:
         """Stop reading."""
-        if self._session._feed is not None:
-            self._session._feed.cancel()
         self._chunk.clear()
         self._session.release(whole=False)
 

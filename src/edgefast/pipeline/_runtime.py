@@ -50,6 +50,9 @@ FLUSH_SECONDS, MOST_WAITING = 1e-3, 64
 
 _DECISIONS = 1024
 
+#: Whoever waits is told of all it waits for. A net under that: it looks by itself after so many seconds.
+LOOK_AGAIN = 0.5
+
 
 class Stop(BaseException):
     """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
@@ -58,6 +61,7 @@ class Stop(BaseException):
         super().__init__()
         self.error = error
         self.item = item
+        self.passed = 0  # outputs that were passed on, or refused, when it was one of them that failed
 
 
 class Over(BaseException):
@@ -244,7 +248,7 @@ class StageRuntime(Edge):
         self.spec = spec
         self.backend = backend
         self.next: StageRuntime | None = None
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.workers: set[Worker] = set()
         self.target = spec.workers
         self.min_workers, self.max_workers = spec.min_workers, spec.max_workers
@@ -295,7 +299,7 @@ class StageRuntime(Edge):
     def set_workers(self, n: int) -> None:
         """So many workers from now on; those too many end after what they are at."""
         self.target = n
-        if self.core.state != "idle":
+        if self.core.state != "idle" and self.core.scheduler != "max_weight":  # a pool has its threads
             self.staff()
 
     def retires(self, worker: Worker) -> bool:
@@ -329,7 +333,9 @@ class StageRuntime(Edge):
     def close_behind(self) -> None:
         """Nothing comes from this stage any more."""
         if self.order is not None:
-            self._past["lost"] += self.order.stop()
+            lost = self.order.stop()
+            with self.lock:
+                self._past["lost"] += lost
         if self.next is not None:
             self.next.queue.shutdown()
         else:
@@ -524,7 +530,8 @@ class Core:
         self.state: State = "idle"
         self.error: PipelineError | None = None
         self.immediate = False
-        self.lock = threading.Lock()
+        # Reentrant, as those of the stages: the collector may finalize this pipeline in any thread, wherever that is.
+        self.lock = threading.RLock()
         self.reader: Reader | None = None
         self.reader_limit: int | None = None
         #: Outputs of an abandoned map() are dropped wherever they come out.
@@ -608,10 +615,14 @@ class Core:
         if worker.stage.backend == "asyncio":
             from edgefast.pipeline._tasks import LoopThread
 
-            with self.lock:
-                if self.loop is None:
-                    self.own_loop = LoopThread(f"{self.name}-loop")
-                    self.loop = self.own_loop.loop
+            try:
+                with self.lock:
+                    if self.loop is None:
+                        self.own_loop = LoopThread(f"{self.name}-loop")
+                        self.loop = self.own_loop.loop
+            except BaseException:
+                worker.stage.ended(worker)
+                raise
             try:
                 self.loop.call_soon_threadsafe(worker.begin, name)  # type: ignore[attr-defined]
             except RuntimeError as error:  # the caller's loop is closed
@@ -696,11 +707,13 @@ class Core:
     def forked(self) -> None:
         """In a forked child: there are no workers."""
         # Whoever held the locks does not exist here.
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.closed = threading.Event()
         self.watchers = []
         for stage in self.stages:
-            stage.lock = threading.Lock()
+            stage.lock = threading.RLock()
+            if stage.order is not None:
+                stage.order = Order()
             stage.workers.clear()
         if self.state != "idle":
             self.state = "closed"
@@ -753,6 +766,19 @@ class Core:
         for wake in tuple(self.watchers):
             wake()
 
+    def moved(self) -> None:
+        """Items left a queue or came into one: the byte budget and the threads of a pool wait for that, too."""
+        if self.watchers and (self.max_bytes is not None or self.pool is not None):
+            self.notify()
+
+    def _pause(self) -> float:
+        """How long who waits may sleep: nobody tells when an item in a queue becomes too old."""
+        pause = LOOK_AGAIN
+        for stage in self.stages:
+            if stage.spec.max_age is not None and (expires := stage.queue._expires_in()) >= 0:
+                pause = min(pause, expires)
+        return pause
+
     def all_done(self) -> bool:
         """Whether everything that got in is dealt with: stage by stage, as what is done arrives at the next."""
         return all(stage.settled(stage.queue._counters()) for stage in self.stages)
@@ -766,10 +792,13 @@ class Core:
         deadline = None if timeout is None else clock() + timeout
         try:
             while not done():
-                left = 0.5 if deadline is None else min(0.5, deadline - clock())
-                if left <= 0:
-                    return False
-                event.wait(left)
+                pause = self._pause()
+                if deadline is not None:
+                    left = deadline - clock()
+                    if left <= 0:
+                        return False
+                    pause = min(pause, left)
+                event.wait(pause)
                 event.clear()
             return True
         finally:
@@ -787,7 +816,7 @@ class Core:
         self.watchers.append(wake)
         try:
             while not done():
-                await asyncio.wait((future,), timeout=0.5)
+                await asyncio.wait((future,), timeout=self._pause())
                 if future.done():
                     future = loop.create_future()
         finally:
@@ -817,8 +846,7 @@ class Core:
                 self.source_blocked += clock() - began
         else:
             queue.put(item, block, timeout)
-        if self.pool is not None:
-            self.notify()
+        self.moved()
 
     async def aput(self, item: Any) -> None:
         """put() without blocking the event loop."""
@@ -828,8 +856,7 @@ class Core:
             if not self.has_bytes(size):
                 await self.await_(lambda: self.has_bytes(size))
         await queue.aput(item)
-        if self.pool is not None:
-            self.notify()
+        self.moved()
 
     def abandon(self, feed: Any) -> None:
         """A map() was closed early: what is on its way is dropped."""
@@ -844,18 +871,18 @@ class Core:
 
     def quiet(self) -> bool:
         """Whether nothing is left of an abandoned map(); drops what is in the queues."""
-        feed = self._abandoned
-        if feed is None:
-            return True
-        if self.state == "running" and self.error is None:
-            for stage in self.stages:
-                stage.queue.clear()
-            if feed.active() or not self.all_done():
-                return False
-        with self.lock:
+        with self.lock:  # who comes second must not drop what the first one puts
+            feed = self._abandoned
+            if feed is None:
+                return True
+            if self.state == "running" and self.error is None:
+                for stage in self.stages:
+                    stage.queue.clear()
+                if feed.active() or not self.all_done():
+                    return False
             self._abandoned = None
             self.discarding = False
-        return True
+            return True
 
     def open_reader(self) -> Reader:
         """From now on outputs wait for a reader."""
@@ -864,6 +891,9 @@ class Core:
             if self.reader is not None:
                 raise RuntimeError("another map() or results() of this pipeline is open; close it first")
             self.reader = reader
+            over = self.closed.is_set()
+        if over:  # since the caller looked; nobody else would tell the reader
+            reader.queue.shutdown()
         return reader
 
     # ---- the byte budget ---------------------------------------------------------------------------------------------
@@ -941,6 +971,7 @@ class Core:
         elif isinstance(edge, StageRuntime):
             edge.set_workers(max(edge.min_workers, min(int(decision.new), edge.max_workers)))
         self.decisions.append(decision)
+        self.moved()
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 

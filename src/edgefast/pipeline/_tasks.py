@@ -34,7 +34,11 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except BaseException:
+            self.loop.close()
+            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -118,6 +122,7 @@ class TaskWorker(Worker):
         self.hand = len(items)
         ticket = -1 if order is None else order.ticket()
         stage.low_seen = min(stage.low_seen, stage.queue.qsize())
+        stage.core.moved()
         return items, ticket
 
     async def _until(self, order: Order, ready: Callable[[], bool]) -> None:
@@ -200,9 +205,9 @@ class TaskWorker(Worker):
                                     claimed = claimed or await self._claim(ticket, len(outputs) >= MOST_WAITING)
                                     if claimed:
                                         self.switch(BLOCKED)
-                                        if await self.put(outputs) < len(outputs):
+                                        group, outputs = outputs, []
+                                        if await self.put(group) < len(group):
                                             raise Over
-                                        outputs = []
                                         due = self.since + FLUSH_SECONDS
                                         self.switch(BUSY)
                         finished += size
@@ -282,8 +287,8 @@ class TaskWorker(Worker):
         try:
             accepted = await self.put(outputs) if outputs else 0
         except Stop as stop:
-            failure = stop
-        except asyncio.CancelledError:
+            failure, accepted = stop, stop.passed
+        except BaseException:  # cancelled
             self.lost += items
             raise
         lost = min(len(outputs) - accepted, items)
@@ -321,8 +326,12 @@ class TaskWorker(Worker):
                     if following is not None:
                         return i
                     self.unread += 1
-                except (TypeError, ValueError) as error:
-                    self.refused(output, error)
+                except Exception as error:  # it has no size, or too much of it
+                    try:
+                        self.refused(output, error)
+                    except Stop as stop:
+                        stop.passed = i + 1
+                        raise
                     continue
             self.emitted += 1
         return len(outputs)

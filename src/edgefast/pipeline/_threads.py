@@ -79,6 +79,7 @@ class ThreadWorker(Worker):
         left = stage.queue.qsize()
         if left < stage.low_seen:
             stage.low_seen = left
+        stage.core.moved()
         return items
 
     def _until(self, order: Order, ready: Callable[[], bool]) -> None:
@@ -166,9 +167,9 @@ class ThreadWorker(Worker):
                                 claimed = claimed or self._claim(ticket, len(outputs) >= MOST_WAITING)
                                 if claimed:
                                     self.switch(BLOCKED)
-                                    if self.put(outputs) < len(outputs):
+                                    group, outputs = outputs, []
+                                    if self.put(group) < len(group):
                                         raise Over
-                                    outputs = []
                                     due = self.since + FLUSH_SECONDS
                                     self.switch(BUSY)
                         finished += size
@@ -262,7 +263,10 @@ class ThreadWorker(Worker):
         try:
             accepted = self.put(outputs) if outputs else 0
         except Stop as stop:
-            failure = stop
+            failure, accepted = stop, stop.passed
+        except BaseException:
+            self.lost += items
+            raise
         lost = min(len(outputs) - accepted, items)
         self.lost += lost
         self.completed += items - lost
@@ -293,9 +297,8 @@ class ThreadWorker(Worker):
                     accepted = reader.queue.put_many(outputs)
             except ShutDown:
                 pass
-            except (TypeError, ValueError):
-                assert reader is not None
-                return self._one_by_one(reader.queue, outputs)
+            except Exception as error:
+                return self._singly(outputs, error)
             self.emitted += n
             self.unread += n - accepted  # nobody reads any more, or nobody ever did
             return n
@@ -303,21 +306,27 @@ class ThreadWorker(Worker):
             accepted = following.queue.put_many(outputs)
         except ShutDown:
             return 0
-        except (TypeError, ValueError):
-            return self._one_by_one(following.queue, outputs)
+        except Exception as error:
+            return self._singly(outputs, error)
         if accepted < n and following.policy == "block":
             n = accepted
         self.emitted += n
         return n
 
-    def _one_by_one(self, queue: Any, outputs: list[Any]) -> int:
+    def _singly(self, outputs: list[Any], error: Exception) -> int:
         """One of the outputs cannot be queued, having no size or too much of it: it fails, the others go on."""
+        if len(outputs) == 1:
+            try:
+                self.refused(outputs[0], error)
+            except Stop as stop:
+                stop.passed = 1
+                raise
+            return 1
         for i, output in enumerate(outputs):
             try:
-                queue.put(output)
-                self.emitted += 1
-            except ShutDown:
-                return i
-            except (TypeError, ValueError) as error:
-                self.refused(output, error)
+                if not self.put([output]):
+                    return i
+            except Stop as stop:
+                stop.passed += i
+                raise
         return len(outputs)

@@ -400,8 +400,12 @@ class Pipeline:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         core = self._core
         self._leave(kind is not None)
-        core.wait(core.closed.is_set)
-        core.collect()
+        try:
+            core.wait(core.closed.is_set)
+            core.collect()
+        except BaseException:  # such as Ctrl-C: nobody waits for the rest any more
+            core.shutdown(immediate=True)
+            raise
         if kind is None and core.error is not None and not core.error_seen:
             raise core.error
 
@@ -416,7 +420,11 @@ class Pipeline:
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         core = self._core
         self._leave(kind is not None)
-        await core.await_(core.closed.is_set)
+        try:
+            await core.await_(core.closed.is_set)
+        except BaseException:  # such as a cancellation
+            core.shutdown(immediate=True)
+            raise
         core.collect()
         if kind is None and core.error is not None and not core.error_seen:
             raise core.error
