@@ -282,12 +282,15 @@ EF_INLINE V half_of(vf32 v, int h) {
 constexpr int kPairsAtOnce = EF_VECTOR_BYTES == 64 ? 4 : 2;
 
 // Means of coordinates [i, n) in steps of kPairs pairs of vectors, from plain sums where they settle them; returns where
-// the last step ended.
+// the last step ended. Gives up, with *settles false, where more than half of the vectors took the bins after all, as those
+// of three or four equal weights do that share no large power of two.
 template <class T, int kPairs>
 EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_t clients, int64_t stride, double total,
                         const Proof& proof, int64_t offset, int64_t i, int64_t n, bool ahead, bool streaming, T* out,
-                        bool* flagged) {
+                        bool* flagged, bool* settles) {
     constexpr int kStep = kPairs * kLanesF32, kBytes = kStep * static_cast<int>(sizeof(T));
+    constexpr int64_t kTrial = 32;  // vectors
+    int64_t tried = 0, binned_vectors = 0;
     const vu32 magnitude = vu32{} + 0x7fffffffu;
     for (; i + kStep <= n; i += kStep) {
         V sum[2 * kPairs] = {};
@@ -349,6 +352,7 @@ EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_
         if (any(all)) {
             for (int v = 0; v < 2 * kPairs; ++v) {
                 if (!any(open[v])) continue;
+                ++binned_vectors;
                 V binned;
                 sum_group<T, 1>(inputs, weights, clients, stride, offset + i + v * kLanes, false, &binned, flagged);
                 Element<T>::write(high + v * kLanes, binned / total);
@@ -360,6 +364,11 @@ EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_
         } else {
             __builtin_memcpy(out + i, high, sizeof(high));
         }
+        tried += 2 * kPairs;
+        if (tried >= kTrial && 2 * binned_vectors > tried) {
+            *settles = false;
+            return i + kStep;
+        }
     }
     return i;
 }
@@ -369,7 +378,7 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
                       const Proof& proof, int64_t offset, int64_t n, bool large, bool ahead, void* output) {
     constexpr int F = ef::binned_folds(dtype_of<T>());
     T* out = static_cast<T*>(output) + offset;
-    bool flagged = false;
+    bool flagged = false, settles = F == 2;
     int64_t i = 0;
     if constexpr (F == 2) {
         const auto past_line = reinterpret_cast<uintptr_t>(out) % 64;
@@ -384,9 +393,12 @@ static bool mean_tile(const void* const* inputs, const double* weights, int64_t 
             }
         }
         i = steps<T, kPairsAtOnce>(inputs, weights, clients, stride, total, proof, offset, i, n, ahead, streaming, out,
-                                     &flagged);
-        i = steps<T, 1>(inputs, weights, clients, stride, total, proof, offset, i, n, ahead, false, out, &flagged);
-    } else {
+                                   &flagged, &settles);
+        if (settles)
+            i = steps<T, 1>(inputs, weights, clients, stride, total, proof, offset, i, n, ahead, false, out, &flagged,
+                            &settles);
+    }
+    if (!settles) {
         constexpr int kGroup = 2;  // to hide the latency of the chains
         for (; i + kGroup * kLanes <= n; i += kGroup * kLanes) {
             V sums[kGroup];

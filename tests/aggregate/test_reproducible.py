@@ -217,8 +217,9 @@ def test_beside_the_ties_between_two_results(backend: str, dtype: str, weight: f
     four, zero = np.array(4, dtype), np.zeros(size, dtype)
     near = [low * four, huge, high * four, tiny.astype(dtype), zero, -huge, zero, zero]
     pair = list(rng.normal(size=(2, size)).astype(dtype))
+    three = list(rng.normal(size=(3, size)).astype(dtype))  # with weights of 0.1 a tie in most vectors
     differs = 0
-    for updates in (near, pair, pair * 2, near[:1] + near[2:3] + near[4:5] * 6):
+    for updates in (near, pair, three, pair * 2, near[:1] + near[2:3] + near[4:5] * 6):
         weights = [weight] * len(updates)
         found = mean(updates, weights)
         assert found.tobytes() == filled(updates, weights, range(len(updates))).result().tobytes()
