@@ -480,10 +480,10 @@ def test_command(capsys: pytest.CaptureFixture[str], files: list[Path], tmp_path
         (["c0.safetensors", "-o", "o.npz"], "tensor 'brain' is bfloat16"),
         (["c0.safetensors", "-o", "o.safetensors", "--byzantine", "1"], "options: the mean takes none, got f"),
         (
-            ["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed", "--trim", "0.1"],
+            ["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed", "--byzantine", "0", "--trim", "0.1"],
             "options: expected those of meamed, got trim",
         ),
-        (["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed"], "options: meamed needs f"),
+        (["c0.safetensors", "-o", "o.safetensors", "--rule", "meamed"], "rule: expected --byzantine with 'meamed'"),
         (
             ["c0.safetensors", "-o", "o.safetensors", "--rule", "trimmed", "--byzantine", "1"],
             "error: trimmed_mean: expected at least 3 updates",

@@ -111,11 +111,14 @@ def test_missing_devices_are_told(metrics: dict[str, Any], tmp_path: Path) -> No
     hurt = copy.deepcopy(metrics)
     late = [(1, 2), (2, 2), (4, 2), (3, 0)]
     hurt["faults"] = [{"device": d, "round": r, "kind": "late", "reason": "slow or stopped"} for r, d in late]
+    failed = "its ClientApp failed: ValueError: no"
+    hurt["faults"].append({"device": 2, "round": 3, "kind": "late", "reason": failed})
     hurt["faults"].insert(1, {"device": 1, "round": 2, "kind": "lost", "reason": "killed by <SIGKILL>"})
     assert describe_faults(hurt) == [
         ("lost", "device 1 in round 2: killed by <SIGKILL>; 2 of 3 devices went on"),
         ("late", "device 2 in rounds 1-2, 4: slow or stopped"),
         ("late", "device 0 in round 3: slow or stopped"),
+        ("late", f"device 2 in round 3: {failed}"),
     ]
     text = page(hurt, tmp_path / "r.html")
     assert "Lost: device 1 in round 2: killed by &lt;SIGKILL&gt;; 2 of 3 devices went on." in text

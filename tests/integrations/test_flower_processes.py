@@ -177,6 +177,14 @@ def test_run_on_flower_is_the_local_run() -> None:
     assert seen[-1].round == 2
 
 
+def test_why_every_device_failed_is_told() -> None:
+    result = run(RunConfig(engine="flower", devices=2, rounds=3, threads=2, learning_rate=1e40))
+    assert result.metrics["deserted"]
+    assert [(f["device"], f["round"], f["kind"]) for f in result.metrics["faults"]] == [(0, 1, "lost"), (1, 1, "lost")]
+    for fault in result.metrics["faults"]:
+        assert fault["reason"].startswith("its ClientApp failed: NonFiniteUpdate: ")
+
+
 def test_interrupted_while_waiting_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupt(progress: Any) -> None:
         raise KeyboardInterrupt

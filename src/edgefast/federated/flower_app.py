@@ -1,7 +1,8 @@
 """The main job as a Flower app: what runs in the ServerApp's and the ClientApps' processes.
 
 A job is a folder the run's own process writes (edgefast.federated.flower_engine): job.json, operator.bin, scaler.npz,
-start.npz and a shard-N.npz for every device. The ServerApp leaves a round-N.npz and round-N.json there for each round.
+start.npz and a shard-N.npz for every device. The ServerApp leaves a round-N.npz and round-N.json there for each round,
+and a ClientApp that fails a failed-N-DEVICE.txt.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from edgefast.integrations.flower._flwr import (
 )
 from edgefast.sketch import SketchOperator
 
-__all__ = ["client", "read_job", "read_report", "server", "write_atomically"]
+__all__ = ["client", "failure_path", "read_job", "read_report", "server", "write_atomically"]
 
 _REPORT = ("sketch", "queue", "train")
 _COUNTS = ("dropped", "full_waits", "empty_waits", "high_events", "peak")
@@ -49,6 +50,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_bytes(data)
     os.replace(part, path)
+
+
+def failure_path(folder: Path, number: int, device: int) -> Path:
+    """Where it says why a device failed in a round, from 1."""
+    return folder / f"failed-{number}-{device}.txt"
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -82,12 +88,24 @@ def _train(message: Message, context: Context) -> Message:
     folder = Path(str(context.run_config["job"]))
     job = read_job(folder)
     number = int(message.content["config"]["server-round"]) - 1  # type: ignore[call-overload]
+    devices = [int(index) for index in str(context.node_config["devices"]).split("-")]
+    try:
+        return _answer(message, folder, job, number, devices)
+    except Exception as error:
+        # The reply that Flower makes of it says no more than that the app failed.
+        for index in devices:
+            text = f"{type(error).__name__}: {error}"
+            write_atomically(failure_path(folder, number + 1, index), text.encode(errors="replace"))
+        raise
+
+
+def _answer(message: Message, folder: Path, job: dict[str, Any], number: int, devices: list[int]) -> Message:
     model: Parameters = {key: array.numpy() for key, array in message.content["arrays"].items()}  # type: ignore[union-attr]
     config = RunConfig(**job["config"])
     with backends.using(config.backend, num_threads=config.threads):
         sums = MeanAccumulator(model, accumulate="reproducible")
         rows: dict[str, list[float]] = {"device": [], "rows": [], "loss": []}
-        for index in map(int, str(context.node_config["devices"]).split("-")):
+        for index in devices:
             device = Device(_shard(folder, job, index))
             try:
                 update = device.fit(number, model)

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,16 +130,28 @@ class FlowerEngine:
             present.add(index)
             read_report(self._reports[index], one)
             yield Update(index, number, mean, int(one["rows"]), float(one["loss"]))
-        for index in sorted(set(range(self._plan.config.devices)) - present - self._lost):
-            self._note_absent(index, number)
+        absent = sorted(set(range(self._plan.config.devices)) - present - self._lost)
+        failures = {index: self._failure(index, number) for index in absent}
+        hopeless = bool(absent) and not present and all(failures.values())  # they would fail again, on the same model
+        for index in absent:
+            self._note_absent(index, number, failures[index], hopeless)
+        if hopeless:
+            raise DevicesLost("every device failed")
 
-    def _note_absent(self, index: int, number: int) -> None:
+    def _failure(self, index: int, number: int) -> str | None:
+        from edgefast.federated.flower_app import failure_path
+
+        path = failure_path(self.folder / "job", number + 1, index)
+        return f"its ClientApp failed: {path.read_text(encoding='utf-8')}" if path.exists() else None
+
+    def _note_absent(self, index: int, number: int, failure: str | None, hopeless: bool) -> None:
         assert self._deployment is not None
         if self._deployment.nodes[index % self._nodes].poll() is not None:
             self._lost.add(index)
             self.faults.append(Fault(index, number + 1, "lost", "its SuperNode has ended"))
         else:
-            self.faults.append(Fault(index, number + 1, "late", "no answer within device_timeout"))
+            kind: Literal["lost", "late"] = "lost" if hopeless else "late"
+            self.faults.append(Fault(index, number + 1, kind, failure or "no answer within device_timeout"))
 
     def _check_alive(self, number: int, path: Path) -> None:
         assert self._deployment is not None

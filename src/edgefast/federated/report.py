@@ -80,12 +80,12 @@ def describe_faults(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     for fault in metrics["faults"]:
         if fault["kind"] == "lost":
             found.append(("lost", f"device {fault['device']} in round {fault['round']}: {fault['reason']}"))
-    rounds: dict[int, list[int]] = {}
+    rounds: dict[tuple[int, str], list[int]] = {}
     for fault in metrics["faults"]:
         if fault["kind"] == "late":
-            rounds.setdefault(fault["device"], []).append(fault["round"])
-    for device, late in rounds.items():
-        found.append(("late", f"device {device} in {_spans(late)}: slow or stopped"))
+            rounds.setdefault((fault["device"], fault["reason"]), []).append(fault["round"])
+    for (device, reason), late in rounds.items():
+        found.append(("late", f"device {device} in {_spans(late)}: {reason}"))
     lost = sum(kind == "lost" for kind, _ in found)
     if 0 < lost < devices:
         found[lost - 1] = ("lost", f"{found[lost - 1][1]}; {devices - lost} of {devices} devices went on")
