@@ -86,8 +86,8 @@ public:
     // Of the file, while attached.
     int descriptor() const { return segment_.descriptor(); }
 
-    // Leaves the queue: what this handle holds open is given up (reservations) or put again or dropped (views). Everything returns
-    // EDGEFAST_DETACHED from now on; the memory stays mapped until the destructor.
+    // Leaves the queue: what this handle holds open is given up (reservations), put again or dropped (views). Everything
+    // returns EDGEFAST_DETACHED from now on; the memory stays mapped until the destructor.
     void close() {
         if (!segment_.joined()) return;
         SharedEntry& mine = segment_.entry(segment_.me());
