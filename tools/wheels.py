@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,8 +35,8 @@ def interpreters() -> dict[str, str]:
     )
     found: dict[str, str] = {}
     for path in candidates:
-        if path.endswith("-config") or not os.access(path, os.X_OK):
-            continue
+        if not re.fullmatch(r"python3?(\.\d+t?)?", os.path.basename(path)) or not os.access(path, os.X_OK):
+            continue  # such as python3.11-config and python3.11-gdb.py
         done = subprocess.run([path, "-c", probe], capture_output=True, text=True)
         parts = done.stdout.split()
         if done.returncode == 0 and parts[0] == "cpython" and parts[2] == "True":
