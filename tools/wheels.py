@@ -61,7 +61,7 @@ def environment(python: str, folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def test_wheel(wheel: Path, python: str, work: Path, sdist: Path, *, native: bool, quick: bool) -> None:
+def test_wheel(wheel: Path, python: str, work: Path, sdist: Path, *, native: bool, scope: str) -> None:
     interpreter = environment(python, work / f"venv-{wheel.stem}")
     env = no_compiler_env()
     call(
@@ -86,8 +86,12 @@ def test_wheel(wheel: Path, python: str, work: Path, sdist: Path, *, native: boo
     tests = work / f"tests-{wheel.stem}"
     shutil.copytree(sdist / "tests", tests / "tests")
     shutil.copy(sdist / "pyproject.toml", tests)
-    args = ["tests", "-q", "-p", "no:cacheprovider", "-o", "testpaths=tests"] + (["--require-native"] if native else [])
-    if quick:
+    chosen = ["tests"]
+    if scope == "brief":
+        # `make test` and `make pure` have run on this interpreter: left are the parts of the package and the commands.
+        chosen = ["tests/cli", *sorted(f"tests/{path.name}" for path in (tests / "tests").glob("test_*.py"))]
+    args = [*chosen, "-q", "-p", "no:cacheprovider", "-o", "testpaths=tests"] + (["--require-native"] if native else [])
+    if scope != "all":
         # The other levels and backends are the main suite's business; here it is the package that is tested.
         args += ["-m", "not slow", "--backends", "native-scalar,numpy" if native else "numpy"]
     call(interpreter, "-m", "pytest", *args, env=env, cwd=tests)
@@ -105,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--only", help="one version, such as 3.12")
-    parser.add_argument("--quick", action="store_true", help="leave out slow tests and all backends but two")
+    parser.add_argument("--quick", action="store_true", help="two backends, and not again what make test has run")
     options = parser.parse_args()
     pythons = interpreters()
     if options.only:
@@ -128,13 +132,14 @@ def main() -> None:
         for version, python in pythons.items():
             interpreter = environment(python, work / f"build-{version}")
             wheel = build(interpreter, archive, options.out, {**os.environ, "EDGEFAST_REQUIRE_EXTENSIONS": "1"})
-            test_wheel(wheel, python, work, sdist, native=True, quick=options.quick)
+            scope = "all" if not options.quick else "brief" if python == sys.executable else "quick"
+            test_wheel(wheel, python, work, sdist, native=True, scope=scope)
             built.append(wheel)
         # The pure wheel, built the way a machine without a compiler builds it: by failing to find one.
         pure = build(work / f"build-{next(iter(pythons))}/bin/python", archive, options.out, no_compiler_env())
         if not pure.name.endswith("-py3-none-any.whl"):
             sys.exit(f"a build without a compiler made {pure.name}, expected a py3-none-any wheel")
-        test_wheel(pure, first, work, sdist, native=False, quick=options.quick)
+        test_wheel(pure, first, work, sdist, native=False, scope="brief" if options.quick else "all")
         for wheel in [*built, pure]:
             print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB")
 
