@@ -127,9 +127,12 @@ def test_the_interpreter_exits_with_processes_and_tasks() -> None:
         f"import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
         "import itertools, pipeline_functions as f\nfrom edgefast.pipeline import Pipeline, Stage\n"
         "p = Pipeline([Stage(f.double, backend='process'), f.adouble])\n"
-        "outputs = p.map(itertools.count()); next(outputs); print('end')"
+        "outputs = p.map(itertools.count()); next(outputs); print('end')\n"
+        # What multiprocessing finds at its exit it terminates and waits for; a worker would have replaced it.
+        "import multiprocessing as mp, multiprocessing.util\n"
+        "mp.util.Finalize(None, lambda: print(len(mp.active_children())), exitpriority=10)"
     )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "end", "")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["end", "0"], "")
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no pthread_kill")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import multiprocessing.util  # noqa: F401 - before atexit.register below, see _at_exit
 import os
 import sys
 import time
@@ -509,7 +510,11 @@ def _forgotten(core: Core) -> None:
 
 
 def _at_exit() -> None:
-    """Workers are daemons: they must not be in the middle of something while the interpreter goes away."""
+    """Workers are daemons: they must not be in the middle of something while the interpreter goes away.
+
+    Before the exit function of multiprocessing, which was registered earlier: it terminates daemonic processes, whose
+    workers would replace them, and then waits for all there are.
+    """
     for core in tuple(_cores):
         if core.state in ("running", "draining", "failed") and not core.closed.is_set():
             core.shutdown(immediate=True)
