@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -722,17 +722,8 @@ Rule = Literal[
     "centered_clip",
 ]
 Before = Literal["nnm", "bucketing", "clip_by_global_norm"]
-_RULES: tuple[str, ...] = (
-    "median",
-    "trimmed_mean",
-    "meamed",
-    "krum",
-    "multi_krum",
-    "bulyan",
-    "geometric_median",
-    "centered_clip",
-)
-_BEFORE = ("nnm", "bucketing", "clip_by_global_norm")
+_RULES: tuple[str, ...] = get_args(Rule)
+_BEFORE: tuple[str, ...] = get_args(Before)
 
 
 class RobustStrategy(_Gathering, flower.FedAvg):
