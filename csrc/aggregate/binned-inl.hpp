@@ -6,8 +6,6 @@ namespace binned {
 #include "aggregate/element-inl.hpp"
 
 typedef vu64 VU;
-constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each stream
-constexpr bool kTouchNext = kCanStream;
 constexpr int kBlock = 16;  // clients side by side
 constexpr int64_t kStreamBytes = int64_t(4) << 20;  // outputs from here on go past the caches
 constexpr int kTopExponent = 2016;  // biased exponent of 2^993
@@ -303,17 +301,7 @@ EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_
             const auto step = [&](int c) __attribute__((always_inline)) {
                 const T* p = static_cast<const T*>(inputs[(k + c) * stride]) + offset + i;
                 const V w = broadcast<V>(weights[k + c]);
-                if (kPairs > 1) {
-                    if (ahead) {
-#pragma GCC unroll 4
-                        for (int b = 0; b < kBytes; b += 64)
-                            __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + b, 0, 2);
-                    } else if (kTouchNext) {
-#pragma GCC unroll 4
-                        for (int b = 0; b < kBytes; b += 64)
-                            __builtin_prefetch(reinterpret_cast<const char*>(p) + kBytes + b, 0, 3);
-                    }
-                }
+                if (kPairs > 1) fetch_step<kBytes>(p, ahead);
 #pragma GCC unroll 4
                 for (int v = 0; v < kPairs; ++v) {
                     const vf32 x = SingleRead<T>::read(p + v * kLanesF32);

@@ -48,11 +48,6 @@ struct Single : SingleRead<T> {
 constexpr int kBlock = 16;  // clients read side by side: as many streams as the prefetchers follow
 constexpr int64_t kStreamBytes = int64_t(4) << 20;  // outputs from here on go past the caches
 
-// Fetching by hand. Intel's prefetchers let go of streams that lie a multiple of the page size apart: far ahead, into the
-// second level, because such lines would evict each other from the first. Zen 5's follow 16 streams, and lose an eighth
-// of the bandwidth to that; a touch of the next step is enough there.
-constexpr int64_t kAhead = 1024;
-constexpr bool kTouchNext = kCanStream;
 // Bytes of every client at a time. Zen 5 reads 43 GB/s with 256, 38 with 128, 36 with 1024; AVX2 has registers for 128.
 constexpr int kStepBytes = EF_VECTOR_BYTES == 64 ? 256 : 128;
 
@@ -74,17 +69,7 @@ EF_INLINE int64_t steps(const T* const* x, const double* w, int count, int64_t i
         const auto step = [&](int c) __attribute__((always_inline)) {
             const T* p = x[c] + i;
             const Vec weight = broadcast<Vec>(static_cast<Sum>(w[c]));
-            if (kVectors > 1) {
-                if (ahead) {
-#pragma GCC unroll 4
-                    for (int b = 0; b < kBytes; b += 64)
-                        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + b, 0, 2);
-                } else if (kTouchNext) {
-#pragma GCC unroll 4
-                    for (int b = 0; b < kBytes; b += 64)
-                        __builtin_prefetch(reinterpret_cast<const char*>(p) + kBytes + b, 0, 3);
-                }
-            }
+            if (kVectors > 1) fetch_step<kBytes>(p, ahead);
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
         };

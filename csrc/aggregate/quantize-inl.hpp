@@ -507,7 +507,7 @@ EF_INLINE B biased_codes(const uint8_t* p) {
 
 // emit(i, sums) for the exact sums, in units, of coordinates [i, i + 4), [i + 16, i + 20), ... in one vector; returns how many
 // coordinates of the n that took in: whole vectors of bytes.
-constexpr int64_t kAhead = 1024;  // bytes fetched ahead of each client: the prefetchers lose so many short streams
+constexpr int64_t kCodesAhead = 1024;  // bytes fetched ahead of each client: the prefetchers lose so many short streams
 template <int Bits, class Emit>
 EF_INLINE int64_t each_sum(const Blocks& b, const Digits& d, int64_t n, Emit emit) {
     constexpr int kStep = EF_VECTOR_BYTES;
@@ -522,8 +522,8 @@ EF_INLINE int64_t each_sum(const Blocks& b, const Digits& d, int64_t n, Emit emi
         const auto step = [&](int p) __attribute__((always_inline)) {
             const uint8_t* const one = b.codes[2 * p] + i * Bits / 8;
             const uint8_t* const other = b.codes[2 * p + 1] + i * Bits / 8;
-            __builtin_prefetch(one + kAhead, 0, 3);
-            __builtin_prefetch(other + kAhead, 0, 3);
+            __builtin_prefetch(one + kCodesAhead, 0, 3);
+            __builtin_prefetch(other + kCodesAhead, 0, 3);
             const B x = biased_codes<Bits>(one), y = biased_codes<Bits>(other);
             const B h = (B)(vi32{} + d.high[p]), l = (B)(vi32{} + d.low[p]);
             const B both[2] = {low8(x, y), high8(x, y)};
