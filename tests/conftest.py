@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -68,3 +72,45 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     name, _, simd = request.param.partition("-")
     with ef.using(name, simd=simd or None):
         yield request.param
+
+
+@pytest.fixture
+def ctrl_c_at_every_line() -> Iterator[Callable[..., Iterator[int]]]:
+    """`for n in f(work, *modules)`: calls work() again and again, each time with Ctrl-C before the next line of the
+    modules' code, until one call ends before its line is reached. Asks that each of the others is interrupted."""
+
+    def each(work: Callable[[], Any], *modules: ModuleType) -> Iterator[int]:
+        files = {module.__file__ for module in modules}
+        number = 0
+        left = 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename not in files:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        while True:
+            number += 1
+            left = number
+            tracer = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                work()
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                sys.settrace(tracer)
+            yield number
+            if left > 0:
+                return
+            assert interrupted, f"Ctrl-C before line {number} was lost"
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield each
+    signal.signal(signal.SIGINT, before)

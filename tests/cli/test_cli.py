@@ -206,6 +206,32 @@ def test_ctrl_c_ends_with_a_partial_report(tmp_path: Path, moment: str) -> None:
         ef.load_model(out)
 
 
+LOST = """
+import signal, sys
+import edgefast.federated
+from edgefast.cli import main
+
+class Finalizer:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)  # Python ignores the KeyboardInterrupt
+
+def digits(load=edgefast.federated.digits):
+    Finalizer()
+    return load()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+edgefast.federated.digits = digits
+sys.exit(main(["run", "--rounds", "1000000"]))
+"""
+
+
+def test_a_ctrl_c_that_python_loses_counts() -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert "Exception ignored in: <function Finalizer.__del__" in done.stderr
+    assert done.stderr.endswith("edgefast run: interrupted after 0 of 1000000 rounds\n")
+
+
 def test_flower_missing_or_old_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "flwr", None)
     status, out, err = call(capsys, "run", "--engine", "flower", "--json")

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefast.federated import Dataset, InputError, Progress, RunConfig, RunResult, run
+from edgefast.federated import Dataset, InputError, Progress, RunConfig, RunResult, processes, run
 from edgefast.federated.device import DeviceReport, StageTotals
 from edgefast.federated.plan import Plan
 from edgefast.federated.processes import prepare
 from edgefast.federated.training import SoftmaxTrainer
-from edgefast.queues import IMPLEMENTATION
+from edgefast.queues import IMPLEMENTATION, _shared_base
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or IMPLEMENTATION != "native", reason="SharedQueue needs Linux and the native backend"
@@ -110,6 +110,21 @@ def test_the_same_bits_and_counts_as_in_one_process(options: dict[str, Any]) -> 
     assert queue["depth"]["seconds"] == sorted(queue["depth"]["seconds"])
     assert 0 <= min(queue["depth"]["max"]) <= max(queue["depth"]["max"]) <= queue["peak"]
     assert len(queue["trace"]["depth"]) == len(here.metrics["queue"]["trace"]["depth"]) > 0
+
+
+def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(
+    ctrl_c_at_every_line: Callable[..., Iterator[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last(*_: object) -> None:
+        sys.settrace(None)  # what follows, close(), would take another Ctrl-C
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.ProcessEngine, "_receive", last)  # the first device is waited for
+    plan = Plan(RunConfig(**{**MANY, "devices": 2}), small())
+    steps = 0
+    for steps in ctrl_c_at_every_line(lambda: processes.ProcessEngine(plan), processes, _shared_base):
+        assert not segments(), steps
+    assert steps > 100
 
 
 def test_progress_counts_rows_and_devices() -> None:
@@ -269,6 +284,7 @@ def test_records_fit_the_description_of_a_segment() -> None:
 
 SERVER = """
 import multiprocessing, sys
+from edgefast.federated import processes
 from edgefast.federated import Dataset, RunConfig, run
 import numpy as np
 def show(progress):

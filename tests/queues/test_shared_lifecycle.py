@@ -23,7 +23,7 @@ import edgefast.queues
 if edgefast.queues.IMPLEMENTATION != "native" or sys.platform != "linux":
     pytest.skip("SharedQueue needs the native backend and Linux", allow_module_level=True)
 
-from edgefast.queues import Full, RecordQueue, SharedQueue, ShutDown
+from edgefast.queues import Full, RecordQueue, SharedQueue, ShutDown, _shared_base, list_shared
 
 Make = Callable[..., Any]
 
@@ -74,6 +74,21 @@ def strike_when(condition: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def test_ctrl_c_in_create_leaves_no_segment(ctrl_c_at_every_line: Callable[..., Iterator[int]]) -> None:
+    name = f"interrupted-{os.getpid()}"
+
+    def work() -> None:
+        q = SharedQueue.create(4, itemsize=16, name=name)
+        sys.settrace(None)
+        q.unlink()
+        q.close()
+
+    steps = 0
+    for steps in ctrl_c_at_every_line(work, _shared_base):
+        assert name not in [segment.name for segment in list_shared()], steps
+    assert steps > 30
 
 
 # ---- signal handlers ----------------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,10 +69,40 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    with _ctrl_c_insists() as check:
+        return _run_until(args, check)
+
+
+@contextlib.contextmanager
+def _ctrl_c_insists() -> Iterator[Callable[[], None]]:
+    """A KeyboardInterrupt is lost where Python ignores exceptions: in a finalizer, in a callback of an import. The
+    function of the block raises what came so far again."""
+    came: list[object] = []
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    def interrupt(*_: object) -> None:
+        came.append(_)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
+        yield check
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run_until(args: argparse.Namespace, check: Callable[[], None]) -> int:
     import dataclasses
 
     from edgefast.cli._live import LiveView
-    from edgefast.federated import InputError, RunConfig, digits, read_dataset, run, write_report
+    from edgefast.federated import InputError, Progress, RunConfig, digits, read_dataset, run, write_report
 
     names = [field.name for field in dataclasses.fields(RunConfig)]
     config = RunConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
@@ -81,7 +115,12 @@ def _run(args: argparse.Namespace) -> int:
     folder = None if args.out is None else _folder(Path(args.out))
     data = digits() if args.data is None else read_dataset(args.data, args.target)
     with LiveView(config, data.name) as view:
-        result = run(config, data, on_progress=view.update, publish=True)
+
+        def on_progress(progress: Progress) -> None:
+            check()
+            view.update(progress)
+
+        result = run(config, data, on_progress=on_progress, publish=True)
     metrics = result.metrics
     if folder is not None:
         result.model.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import threading
@@ -140,9 +141,10 @@ class ThreadEngine:
         return self._depths.recent(), all(device.queue.writable for device in self._devices)
 
     def close(self) -> None:
-        if self._busy:  # left in the middle of a round: interrupted, or a device failed
+        with contextlib.ExitStack() as steps:  # each is taken, the last first, whatever becomes of the others
             for device in self._devices:
-                device.stop()
-        self._pool.shutdown(cancel_futures=True)
-        for device in self._devices:
-            device.close()
+                steps.callback(device.close)
+            steps.callback(self._pool.shutdown, cancel_futures=True)
+            if self._busy:  # left in the middle of a round: interrupted, or a device failed
+                for device in self._devices:
+                    steps.callback(device.stop)

@@ -156,8 +156,8 @@ class _Run:
         plan, data = self.plan, self.plan.data
         Z_test, y_test = plan.sketch(data.X[plan.test_rows]), data.y[plan.test_rows]
         self.engine = make_engine(plan, self.publish)
-        self.started = time.perf_counter()
         try:
+            self.started = time.perf_counter()
             for number in range(plan.config.rounds):
                 self._round(number, Z_test, y_test)
         except KeyboardInterrupt:

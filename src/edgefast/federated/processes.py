@@ -125,6 +125,7 @@ class ProcessEngine:
     def __init__(self, plan: Plan, *, publish: bool = False) -> None:
         self._timeout = plan.config.device_timeout
         self._remotes: list[_Remote] = []
+        self._queues: list[SharedQueue] = []  # that close() removes
         self._faults: list[Fault] = []
         self._depths: list[tuple[float, int]] = []
         self._recent = 0
@@ -140,19 +141,26 @@ class ProcessEngine:
         if devices > _MOST_DEVICES:
             raise InputError(f"devices: expected at most {_MOST_DEVICES} with processes, got {devices}; ask for fewer")
         prepare()
-        self._outbox = SharedQueue.create(
-            min(64, devices + 1), dtype=self._up, name=f"{prefix}-updates", max_participants=devices + 3
-        )
         try:
+            self._outbox = self._create(
+                min(64, devices + 1), dtype=self._up, name=f"{prefix}-updates", max_participants=devices + 3
+            )
             self._start(plan, prefix, publish)
         except BaseException:
             self.close()
             raise
 
+    def _create(self, maxsize: int, **options: Any) -> SharedQueue:
+        """A queue with a name, in the books before Ctrl-C can take effect: nobody else would remove it."""
+        with _ctrl_c_waits():
+            queue = SharedQueue.create(maxsize, **options)
+            self._queues.append(queue)
+        return queue
+
     def _start(self, plan: Plan, prefix: str, publish: bool) -> None:
         context = _context()
         for index in range(plan.config.devices):
-            inbox = SharedQueue.create(
+            inbox = self._create(
                 1,
                 dtype=self._order.dtype,
                 policy="latest",
@@ -166,10 +174,11 @@ class ProcessEngine:
             with _ctrl_c_waits():
                 process.start()
         if publish:
-            for queue in (self._outbox, *(each.inbox for each in self._remotes)):
+            for queue in self._queues:
                 _publish.publish(queue)
-        self._watcher = threading.Thread(target=self._watch, name="edgefast-watch", daemon=True)
-        self._watcher.start()
+        with _ctrl_c_waits():
+            self._watcher = threading.Thread(target=self._watch, name="edgefast-watch", daemon=True)
+            self._watcher.start()
         deadline = time.monotonic() + _START_SECONDS
         starting = set(range(plan.config.devices))
         while starting and (left := deadline - time.monotonic()) > 0:
@@ -181,7 +190,7 @@ class ProcessEngine:
             self._remotes[index].process.join()
             self._lost(self._remotes[index])
         # From here on nothing can be left behind: who is attached goes on, the memory is freed with the last of them.
-        for queue in (self._outbox, *(r.inbox for r in self._remotes)):
+        for queue in self._queues:
             queue.unlink()
         if not any(r.alive for r in self._remotes):
             raise DevicesLost(f"no device could be started: {self._faults[0].reason}")
@@ -300,24 +309,25 @@ class ProcessEngine:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        queues = [self._outbox, *(each.inbox for each in self._remotes)]
-        for queue in queues:
+        with _ctrl_c_waits():  # a second at most
+            self._close()
+
+    def _close(self) -> None:
+        for queue in self._queues:
             queue.shutdown(immediate=True)
         started = [each.process for each in self._remotes if each.process.pid is not None]
         for each in self._remotes:
             if each.busy and each.process.pid is not None:
                 each.process.kill()  # in the middle of a round, or stopped
         deadline = time.monotonic() + _END_SECONDS
-        try:
-            for process in started:
-                process.join(max(0.0, deadline - time.monotonic()))
-        finally:  # also after a second Ctrl-C
-            for process in started:
-                process.kill()
-                process.join()
+        for process in started:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in started:
+            process.kill()
+            process.join()
         if self._watcher is not None:
             self._watcher.join()
-        for queue in queues:
+        for queue in self._queues:
             _publish.unpublish(queue)
             queue.unlink()
             queue.close()

@@ -198,9 +198,15 @@ class SharedBase(SharedAsyncMethods):
             "dtype": describe(record[0], MAX_DTYPE) if record else "",
             "shape": record[1] if record else (),
         }
-        self._open_new(path, config, permissions)
-        self._begin(path, os.getpid(), name is None)
-        return self
+        try:
+            self._open_new(path, config, permissions)
+            self._begin(path, os.getpid(), name is None)
+            return self
+        except BaseException:  # Ctrl-C, say: nobody will have the handle
+            if not self.closed:
+                _remove(path, self._config()["file"], os.getpid())
+                self._close()
+            raise
 
     @classmethod
     def attach(
