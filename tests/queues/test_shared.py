@@ -121,7 +121,21 @@ def test_messages_of_every_length(shared: Make, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["f8", ">i2", "?", "c16", "M8[us]", "m8[s]", "S5", "U3", "V7", PAIR, [("a", "u1", 3)]]
+    "dtype",
+    [
+        "f8",
+        ">i2",
+        "?",
+        "c16",
+        "M8[us]",
+        "m8[s]",
+        "S5",
+        "U3",
+        "V7",
+        PAIR,
+        [("a", "u1", 3)],
+        [("a b", "u1"), ("ab", "u2"), ("größe", "f4")],
+    ],
 )
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_every_dtype_and_shape_comes_back(shared: Make, dtype: Any, shape: tuple[int, ...]) -> None:

@@ -51,12 +51,17 @@ def path_of(name: object, uid: int) -> str:
 
 
 def describe(dtype: np.dtype[Any], limit: int) -> str:
-    """A dtype as text that makes the same dtype again."""
-    text = repr(np.lib.format.dtype_to_descr(dtype)).replace(" ", "")
-    if len(text.encode()) > limit:
-        raise ValueError(f"dtype: expected a description of at most {limit} bytes, got {len(text.encode())}: {dtype}")
-    if parse(text) != dtype:
+    """A dtype as ASCII text that makes the same dtype again."""
+    full = ascii(np.lib.format.dtype_to_descr(dtype))
+    text = ""
+    for text in (full.replace(" ", ""), full):  # names of fields may have spaces
+        with contextlib.suppress(CorruptedError):
+            if parse(text) == dtype:
+                break
+    else:
         raise ValueError(f"dtype: expected one that its description restores, got {dtype}")
+    if len(text) > limit:
+        raise ValueError(f"dtype: expected a description of at most {limit} bytes, got {len(text)}: {dtype}")
     return text
 
 
