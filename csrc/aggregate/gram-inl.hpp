@@ -36,22 +36,44 @@ struct ExactProduct {  // of binary32 values: a fused multiply-add gives the sam
 
 EF_INLINE double reduce(const double* l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
 
+// What comes next is fetched a few lines at a time all the way through the products, so that memory works meanwhile and
+// never has more to do at once than it can have under way.
+constexpr int64_t kGroup = 64;  // coordinates between two shares
+struct Ahead {
+    const char* const* next;
+    int64_t clients, bytes, share;  // share: lines
+    int64_t client, at;
+    EF_INLINE void fetch(Ahead& a) {
+        for (int64_t line = 0; line < a.share && a.client < a.clients; ++line) {
+            __builtin_prefetch(a.next[a.client] + a.at, 0, 3);
+            if ((a.at += 64) >= a.bytes) {
+                a.at = 0;
+                ++a.client;
+            }
+        }
+    }
+};
+
 // Sums of rows a, ... (R of them) against rows b, ... (C), added to out (row length `stride`). With Diagonal a is b and
 // R is C, and only the upper triangle is formed.
 template <class Term, int R, int C, bool Diagonal>
-static void block(const typename Term::Element* a, const typename Term::Element* b, int64_t n, double* out, int64_t stride) {
+static void block(const typename Term::Element* a, const typename Term::Element* b, int64_t n, double* out, int64_t stride,
+                  Ahead& ahead) {
     double sums[R * C][kSumLanes];
     for (int part = 0; part < kParts; ++part) {
         V acc[R * C] = {};
-        for (int64_t p = part * kLanes; p < n; p += kSumLanes) {
-            V y[C];
+        for (int64_t p = part * kLanes, end; p < n;) {
+            Ahead::fetch(ahead);
+            for (end = p + kGroup < n ? p + kGroup : n; p < end; p += kSumLanes) {
+                V y[C];
 #pragma GCC unroll 5
-            for (int c = 0; c < C; ++c) y[c] = read(b + c * kSegment + p);
+                for (int c = 0; c < C; ++c) y[c] = read(b + c * kSegment + p);
 #pragma GCC unroll 5
-            for (int r = 0; r < R; ++r) {
-                const V x = Diagonal ? y[r] : read(a + r * kSegment + p);
+                for (int r = 0; r < R; ++r) {
+                    const V x = Diagonal ? y[r] : read(a + r * kSegment + p);
 #pragma GCC unroll 5
-                for (int c = Diagonal ? r : 0; c < C; ++c) acc[r * C + c] = Term::add(x, y[c], acc[r * C + c]);
+                    for (int c = Diagonal ? r : 0; c < C; ++c) acc[r * C + c] = Term::add(x, y[c], acc[r * C + c]);
+                }
             }
         }
 #pragma GCC unroll 25
@@ -61,23 +83,13 @@ static void block(const typename Term::Element* a, const typename Term::Element*
         for (int c = Diagonal ? r : 0; c < C; ++c) out[r * stride + c] += reduce(sums[r * C + c]);
 }
 
-// Fetches a share of what comes next; between blocks, so that memory works while they are computed.
-struct Ahead {
-    const char* const* next;
-    int64_t bytes, clients, client, share;
-    EF_INLINE void fetch(Ahead& a) {
-        for (const int64_t end = a.client + a.share; a.client < end && a.client < a.clients; ++a.client)
-            for (int64_t b = 0; b < a.bytes; b += 64) __builtin_prefetch(a.next[a.client] + b, 0, 2);
-    }
-};
-
 template <class Term, int R, int C>
 static void block_of(int64_t columns, const typename Term::Element* a, const typename Term::Element* b, int64_t n,
-                     double* out, int64_t stride) {
+                     double* out, int64_t stride, Ahead& ahead) {
     if constexpr (C > 1) {
-        if (columns < C) return block_of<Term, R, C - 1>(columns, a, b, n, out, stride);
+        if (columns < C) return block_of<Term, R, C - 1>(columns, a, b, n, out, stride, ahead);
     }
-    block<Term, R, C, false>(a, b, n, out, stride);
+    block<Term, R, C, false>(a, b, n, out, stride, ahead);
 }
 
 // Of `count` rows in as few blocks of at most `most` as there can be, alike to one row: the rows of the first.
@@ -93,12 +105,10 @@ static void strip(int64_t rows, const typename Term::Element* a, int64_t after, 
     if constexpr (R > 1) {
         if (rows < R) return strip<Term, R - 1>(rows, a, after, n, out, stride, ahead);
     }
-    Ahead::fetch(ahead);
-    block<Term, R, R, true>(a, a, n, out, stride);
+    block<Term, R, R, true>(a, a, n, out, stride, ahead);
     for (int64_t j = R, here; j < R + after; j += here) {
         here = share(R + after - j, Term::most);
-        Ahead::fetch(ahead);
-        block_of<Term, R, Term::most>(here, a, a + j * kSegment, n, out + j, stride);
+        block_of<Term, R, Term::most>(here, a, a + j * kSegment, n, out + j, stride, ahead);
     }
 }
 
@@ -106,7 +116,8 @@ template <class Term>
 static void triangle(const typename Term::Element* rows, int64_t clients, int64_t n, double* out, const char* const* next,
                      int64_t bytes) noexcept {
     const int64_t strips = (clients + Term::most - 1) / Term::most, blocks = strips * (strips + 1) / 2;
-    Ahead ahead = {next, bytes, next ? clients : 0, 0, (clients + blocks - 1) / blocks};
+    const int64_t shares = blocks * kParts * ((n + kGroup - 1) / kGroup), lines = clients * ((bytes + 63) / 64);
+    Ahead ahead = {next, next ? clients : 0, bytes, shares ? (lines + shares - 1) / shares : 0, 0, 0};
     for (int64_t i = 0, here; i < clients; i += here) {
         here = share(clients - i, Term::most);
         strip<Term, Term::most>(here, rows + i * kSegment, clients - i - here, n, out + i * clients + i, clients, ahead);

@@ -89,17 +89,12 @@ void widen(Isa isa, const void* input, DType dtype, int64_t offset, int64_t n, d
 // The types whose Gram matrix is formed from differences in binary32.
 bool differs_in_single(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
 
-// Whether half_differences sees to what comes next itself.
-bool fetches(const OrderJob& median, int64_t t, int64_t n) {
-    return median.specs[t].dtype == DType::f32 && n == kSegment && median.clients <= kOrderStreams;
-}
-
 // Rows of halved differences to the coordinate-wise median in binary32, padded with zeros to a multiple of 8.
 void half_differences(Isa isa, const OrderJob& median, int64_t t, int64_t offset, int64_t n, char* scratch, float* rows) {
     const DType dtype = median.specs[t].dtype;
     const void* const* const inputs = median.inputs + t;
     const int64_t n8 = (n + 7) / 8 * 8;
-    if (fetches(median, t, n)) {
+    if (dtype == DType::f32 && n == kSegment && median.clients <= kOrderStreams) {
         const char* x[kOrderStreams];
         for (int64_t k = 0; k < median.clients; ++k)
             x[k] = static_cast<const char*>(inputs[k * median.tensors]) + offset * item_size(dtype);
@@ -170,8 +165,7 @@ bool pair_sums(Isa isa, const void* const* inputs, int64_t clients, const Tensor
                 }
                 if (products) {
                     double* const sums = partial + (distances ? square : 0);
-                    const char* const* const fetched =
-                        after > 0 && !distances && !fetches(median, p.tensor, n) ? next : nullptr;
+                    const char* const* const fetched = after > 0 && !distances ? next : nullptr;
                     if (differs_in_single(dtype)) {
                         float* const singles = reinterpret_cast<float*>(rows);
                         half_differences(isa, median, p.tensor, o, n, rest, singles);

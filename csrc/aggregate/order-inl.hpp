@@ -468,10 +468,7 @@ static void half_differences_of(const char* const* from, float* rows) {
     for (int64_t i = 0; i < ef::kSegment; i += kLanesF32) {
         vi32 v[K];
 #pragma GCC unroll 16
-        for (int k = 0; k < K; ++k) {
-            __builtin_prefetch(x[k] + (i + ef::kSegment) * 4, 0, 3);  // Zen 5 does better than with the second level
-            v[k] = flip_negative(load_as<vi32>(x[k] + i * 4));
-        }
+        for (int k = 0; k < K; ++k) v[k] = flip_negative(load_as<vi32>(x[k] + i * 4));
         Apply<K, 0>::run(v);
         const vi32 low = flip_negative(v[(K - 1) / 2]), high = flip_negative(v[K / 2]);
         vf32_half lows[2], highs[2];

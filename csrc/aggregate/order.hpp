@@ -74,7 +74,6 @@ struct OrderKernels {
     bool (*tile_f32)(const OrderJob& job, int64_t t, int64_t offset, int64_t n, char* scratch, float* out) noexcept;
     // rows[k * kSegment + i] = x_k[i] / 2 - h[i] in binary32, h half the median (in binary64) rounded, for kSegment
     // float32 values of any alignment. Values that are not finite leave their own differences not finite.
-    // The kSegment values that follow are fetched meanwhile.
     void (*half_differences)(const char* const* x, int64_t clients, float* rows) noexcept;
     // Streaming trimmed mean. For every coordinate `low` (trim rows, ascending) and `high` (trim rows, descending) are
     // images; `row` is a tensor of values, or of images when from_images. stage 0 fills low, 1 fills high (what leaves

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgefast as ef
+from edgefast import backends
 from edgefast.aggregate import (
     GramAccumulator,
     NonFiniteUpdate,
@@ -146,6 +147,26 @@ def test_same_bits_everywhere(backend: str) -> None:
     for threads in (1, 3):
         assert geometric_median(updates, num_threads=threads).tobytes() == expected[0]
         assert centered_clip(updates, 3.0, n_iter=3, num_threads=threads).tobytes() == expected[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9, 10, 15, 16, 17])
+def test_gram_of_odd_values_everywhere(backend: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    size = 512 * 3 + 97
+    values = np.array([0.0, -0.0, 1.5, -1.5, 1e-45, -1e-45, 3e38, -3e38], np.float32)
+    x = np.where(rng.random((count, size)) < 0.7, rng.choice(values, (count, size)), rng.normal(size=(count, size)))
+    x = x.astype(np.float32)
+    for bad in (None, np.nan, -np.nan, np.inf, -np.inf):
+        if bad is not None:
+            x[count // 2, 512 + 7] = x[0, 512 * 3 + 50] = bad  # in a whole segment, and in the rest
+        rows = [[row] for row in x]
+        found, expected = np.zeros((2, count, count))
+        backends.kernels().pair_sums(rows, None, found, 2)
+        with ef.using("numpy"):
+            backends.kernels().pair_sums(rows, None, expected, 1)
+        if bad is None:
+            np.testing.assert_array_equal(found, expected)
+        assert sorted({0, count // 2}) == np.flatnonzero(~np.isfinite(found.diagonal())).tolist() or bad is None
 
 
 def test_identical_updates(backend: str) -> None:
