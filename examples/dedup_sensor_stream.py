@@ -46,7 +46,7 @@ middle = starts[mask] + WINDOW // 2
 top.plot(middle, signal[middle], ".", color="#0072b2", markersize=3, label=f"windows sent: {mask.mean():.0%}")
 top.set_xlabel("sample")
 top.set_ylabel("membrane potential")
-top.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.02))
+top.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 bottom.plot(budgets, [100 * k for k in kept], "o-", color="#0072b2")
 bottom.set_xlabel("bits of 256 in which duplicates may differ")
 bottom.set_ylabel("windows sent, %")

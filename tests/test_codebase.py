@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgefast as ef
+from edgefast import federated
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +24,7 @@ def sources(*patterns: str) -> list[Path]:
 
 
 def test_every_top_level_folder_says_what_belongs_in_it() -> None:
-    for folder in ("csrc", "tests", "bench", "docs", "examples", "tools"):
+    for folder in ("csrc", "src", "tests", "bench", "docs", "examples", "tools"):
         assert (ROOT / folder / "README.md").is_file(), folder
 
 
@@ -71,3 +73,27 @@ def test_conflicting_build_flags_are_an_error() -> None:
 
 def test_version_is_written_once_and_in_the_changelog() -> None:
     assert f"## {ef.__version__.split('.dev')[0]}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_public_method_says_what_it_does() -> None:
+    """help() has words and a signature for each, those of compiled classes too."""
+    silent = []
+    for module in (ef, ef.sketch, ef.queues, ef.pipeline, ef.aggregate, federated):
+        values = [getattr(module, name) for name in module.__all__]
+        for value in values:
+            if inspect.isfunction(value) and not inspect.getdoc(value):
+                silent.append(f"{module.__name__}.{value.__name__}")
+            if not inspect.isclass(value):
+                continue
+            attributes = (inspect.getdoc(value) or "").partition("Attributes:")[2]
+            for owner in value.__mro__:
+                if owner.__module__ in ("builtins", "typing"):
+                    continue
+                for name, member in vars(owner).items():
+                    place = f"{module.__name__}.{value.__name__}.{name}"
+                    described = inspect.getdoc(member) or re.search(rf"\b{name}\b.*:", attributes)
+                    if not name.startswith("_") and hasattr(type(member), "__get__") and not described:
+                        silent.append(place)
+                    if not name.startswith("_") and inspect.isroutine(member):
+                        inspect.signature(getattr(value, name))
+    assert silent == []

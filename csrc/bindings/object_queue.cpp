@@ -717,8 +717,15 @@ PyObject* queue_put(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyO
     EF_LOCKED(PyObject*, put_one(as_queue(self), slots[0], deadline));
 }
 
-PyObject* queue_put_nowait(PyObject* self, PyObject* item) {
-    EF_FORWARD1("put_nowait", item);
+PyObject* queue_put_nowait(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    static const char* const names[] = {"item"};
+    EF_FORWARD("put_nowait");
+    PyObject* item;
+    if (nargs == 1 && !kwnames) {
+        item = args[0];
+    } else if (!parse("put_nowait", args, nargs, kwnames, names, 1, 1, 1, &item)) {
+        return nullptr;
+    }
     EF_LOCKED(PyObject*, put_one(as_queue(self), item, kDontBlock));
 }
 
@@ -1303,7 +1310,12 @@ PyObject* new_call(PyObject* queue, PyObject* item) {
     return reinterpret_cast<PyObject*>(c);
 }
 
-PyObject* queue_aput(PyObject* self, PyObject* item) { return new_call(self, item); }
+PyObject* queue_aput(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    static const char* const names[] = {"item"};
+    PyObject* item;
+    if (!parse("aput", args, nargs, kwnames, names, 1, 1, 1, &item)) return nullptr;
+    return new_call(self, item);
+}
 PyObject* queue_aget(PyObject* self, PyObject*) { return new_call(self, nullptr); }
 
 // ---- for the Python layer ------------------------------------------------------------------------------------------
@@ -1520,7 +1532,7 @@ PyCFunction fast(PyObject* (*f)(PyObject*, PyObject* const*, Py_ssize_t, PyObjec
 
 PyMethodDef queue_methods[] = {
     {"put", fast(queue_put), METH_FASTCALL | METH_KEYWORDS, nullptr},
-    {"put_nowait", queue_put_nowait, METH_O, nullptr},
+    {"put_nowait", fast(queue_put_nowait), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"get", fast(queue_get), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"get_nowait", queue_get_nowait, METH_NOARGS, nullptr},
     {"put_many", fast(queue_put_many), METH_FASTCALL | METH_KEYWORDS, nullptr},
@@ -1537,7 +1549,7 @@ PyMethodDef queue_methods[] = {
     {"wait_writable", fast(queue_wait_writable), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_setup", queue_setup, METH_VARARGS, nullptr},
     {"_configure", fast(queue_configure), METH_FASTCALL, nullptr},
-    {"aput", queue_aput, METH_O, nullptr},
+    {"aput", fast(queue_aput), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"aget", queue_aget, METH_NOARGS, nullptr},
     {"_offer", fast(queue_offer), METH_FASTCALL, nullptr},
     {"_size_of", queue_size_of, METH_O, nullptr},

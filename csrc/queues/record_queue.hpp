@@ -1,7 +1,7 @@
 // RecordQueue: a bounded queue of fixed-size records with policies, a gate and statistics, over BlockingRing.
 //
-// Everything here runs without the GIL and from any thread. Memory: capacity * (itemsize + 8 bytes), touched when first
-// used. Counters are relaxed: each is exact, two of them may be a moment apart.
+// Everything here runs without the GIL and from any thread. Memory: capacity * itemsize bytes and two bits a record,
+// touched when first used. Counters are relaxed: each is exact, two of them may be a moment apart.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 """edgefast: native sketching, backpressure queues and federated aggregation for edge systems.
 
-`sketch`, `queues`, `pipeline` and `aggregate` load on first use.
+`sketch`, `queues`, `pipeline`, `aggregate` and `federated` load on first use.
 """
 
 from __future__ import annotations

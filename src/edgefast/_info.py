@@ -14,6 +14,12 @@ from edgefast._version import __version__
 
 __all__ = ["config", "show_config"]
 
+#: numpy, and what the extras bring or what is read and written where it is there.
+PACKAGES = (
+    *("numpy", "scipy", "numba", "scikit-learn", "rich", "matplotlib", "pandas", "pyarrow"),
+    *("cryptography", "dp-accounting", "flwr", "torch", "ml_dtypes"),
+)
+
 
 def _version_of(package: str) -> str | None:
     try:
@@ -46,9 +52,7 @@ def config() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": available_cpus(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("EDGEFAST_")},
-        "packages": {
-            p: _version_of(p) for p in ("numpy", "numba", "scipy", "scikit-learn", "rich", "matplotlib", "pyarrow")
-        },
+        "packages": {p: _version_of(p) for p in PACKAGES},
     }
 
 
@@ -58,7 +62,8 @@ def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(item, dict) and item:
             out += [f"{indent}{key}:", *_lines(item, indent + "  ")]
         else:
-            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item) if item != {} else "-"
+            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+            text = "-" if item is None or item == {} else text
             out.append(f"{indent}{key}: {text}")
     return out
 

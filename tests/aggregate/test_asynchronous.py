@@ -74,6 +74,7 @@ def test_fedbuff_refuses_and_keeps() -> None:
     ):
         with pytest.raises(ValueError, match="expected"):
             make()
+    assert repr(FedBuff(np.zeros(2), 3)) == "<FedBuff of 3 updates a step: version 0, 0 pending>"
     with pytest.raises(TypeError, match="buffer_size"):
         FedBuff(np.zeros(2), 1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="staleness"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 import struct
 import zlib
@@ -44,6 +46,19 @@ FORMATS: dict[str, dict[str, Any]] = {
     "topk": {"kind": "topk", "fraction": 0.1},
 }
 each_format = pytest.mark.parametrize("name", FORMATS)
+
+
+def test_quantizers_are_equal_when_they_do_the_same_and_say_how_to_make_them() -> None:
+    sketches = [{"kind": "countsketch", "width": 9, "depth": d, "fraction": f} for d in (3, 5) for f in (0.01, 0.5)]
+    made = [Quantizer(**options) for options in [*FORMATS.values(), *sketches, {"kind": "topk"}, {"kind": "eden"}]]
+    for i, q in enumerate(made):
+        assert [j for j, other in enumerate(made) if other == q] == [i]
+        for same_again in (eval(repr(q)), copy.copy(q), pickle.loads(pickle.dumps(q))):
+            assert same_again == q
+            assert hash(same_again) == hash(q)
+            assert same_again.encode(normals(200)).to_bytes() == q.encode(normals(200)).to_bytes()
+    assert Quantizer("drive", block=64) != "drive"
+    assert "next nonce 7" in repr(ErrorFeedback(made[0], nonce=7))
 
 
 def normals(n: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
@@ -683,7 +698,6 @@ def test_an_accumulator_compares_sizes_before_it_expands_them(options: dict[str,
 
 
 def test_any_alignment_and_pickle(backend: str) -> None:
-    import pickle
 
     x = normals(999)
     for name in FORMATS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import pickle
@@ -66,6 +67,19 @@ def test_fifo_and_sizes(queue_class: Any) -> None:
         q.get(timeout=0.01)
     with pytest.raises(Empty):
         q.get(block=False)
+
+
+def test_the_item_may_be_named_as_in_the_standard_library(queue_class: Any) -> None:
+    q = queue_class(4)
+    q.put(item=1)
+    q.put_nowait(item=2)
+    asyncio.run(q.aput(item=3))
+    assert q.drain() == [1, 2, 3]
+    for put in (q.put, q.put_nowait, q.aput):
+        for arguments, named in (((), {}), ((1,), {"item": 2}), ((1, 2, 3, 4), {}), ((), {"thing": 1})):
+            with pytest.raises(TypeError):
+                put(*arguments, **named)
+    assert q.empty()
 
 
 def test_unbounded_grows_and_gives_memory_back(queue_class: Any) -> None:

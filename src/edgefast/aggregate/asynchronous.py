@@ -83,6 +83,9 @@ class FedBuff:
         self._version = 0
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<FedBuff of {self._buffer_size} updates a step: version {self._version}, {self._count} pending>"
+
     @property
     def version(self) -> int:
         """Steps made; a device that fetches the model notes it."""

@@ -59,8 +59,8 @@ def average_checkpoints(
 ) -> Path:
     """Combine .safetensors or .npz files of the same tensors into one: federated checkpoints, model soups.
 
-    The files are read piece by piece: memory stays at about 20 MB, however large the models are. Names, their order,
-    shapes and dtypes are those of the first file; of its metadata, what all files share is kept. The result appears
+    A tile of every file is in memory at a time, 16 MB in all, however large the models are. Names, their order, shapes
+    and dtypes are those of the first file; of its metadata, what all files share is kept. The result appears
     under its name when it is complete, or not at all.
 
     Args:

@@ -112,9 +112,22 @@ class Quantizer:
         self._num_threads = num_threads
 
     def __repr__(self) -> str:
-        if self.kind == "countsketch":
-            return f"Quantizer({self.kind!r}, width={self.width}, depth={self.depth}, seed={self.seed})"
-        return f"Quantizer({self.kind!r}, bits={self.bits}, block={self.block}, seed={self.seed})"
+        arguments = "".join(f"{name}={value!r}, " for name, value in self._arguments())
+        return f"Quantizer({self.kind!r}, {arguments}seed={self.seed})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Quantizer):
+            return NotImplemented
+        return repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def _arguments(self) -> list[tuple[str, Any]]:
+        """Those that count for the kind."""
+        names = {"eden": ("bits", "block"), "drive": ("block",), "topk": ("fraction",)}
+        names["countsketch"] = ("width", "depth", "fraction")
+        return [(name, getattr(self, name)) for name in names.get(self.kind, ("block", "rounding"))]
 
     def encode(self, update: Any, *, nonce: int = 0) -> Encoded:
         """The compressed update.
@@ -243,6 +256,9 @@ class ErrorFeedback:
         self._nonce = _word(nonce, "nonce")
         self._template: Template | None = None
         self._residual: list[Array | None] = []
+
+    def __repr__(self) -> str:
+        return f"<ErrorFeedback of {self.quantizer!r}: next nonce {self._nonce}>"
 
     def encode(self, update: Any) -> Encoded:
         """The compressed sum of this update and the residual. On an error the residual stays as it was.

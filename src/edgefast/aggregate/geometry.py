@@ -508,6 +508,9 @@ def clip_by_global_norm(
         StructureMismatch, ShapeMismatch, DtypeMismatch, NonFiniteUpdate, IntegerRange, ValueError, TypeError: as
             weighted_mean.
 
+    References:
+        R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
+
     Examples:
         >>> import numpy as np
         >>> from edgefast.aggregate import clip_by_global_norm

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 done, 2 input that cannot be used, 130 interrupted, 141 nobody reads the output.
+        The exit status: 0 done, 1 every device of a run was lost, 2 input that cannot be used, 130 interrupted, 141
+        nobody reads the output.
     """
     from edgefast.errors import InputError
 

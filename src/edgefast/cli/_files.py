@@ -20,9 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments every such command has, after its own."""
     parser.add_argument("source", metavar="IN", help=f"table to read: {', '.join(SUFFIXES)} (CSR matrices too)")
     parser.add_argument("target", metavar="OUT", help="file to write, replaced only when everything went well")
-    parser.add_argument("--seed", type=int, default=0, help="0 to 2**64 - 1 (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="0 to 2**64 - 1 (%(default)s)")
     parser.add_argument("--backend", help="auto, native, numba or numpy")
-    parser.add_argument("--threads", type=int, help="threads of a kernel")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of a kernel")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     text = "copy a file without the rows that nearly repeat a recent one, streaming: any size, bounded memory"
     parser = commands.add_parser("dedup", help=text, description=text)
     _files.add_options(parser)
-    parser.add_argument("--bits", type=int, default=256, help="bits of a row's code (%(default)s)")
+    parser.add_argument("--bits", type=int, default=256, metavar="N", help="bits of a row's code (%(default)s)")
     parser.add_argument(
         "--max-hamming",
         type=int,
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         metavar="H",
         help="bits in which duplicates may differ (%(default)s)",
     )
-    parser.add_argument("--window", type=int, default=1024, help="kept rows remembered (%(default)s)")
+    parser.add_argument("--window", type=int, default=1024, metavar="N", help="kept rows remembered (%(default)s)")
     parser.add_argument(
         "--no-center",
         dest="center",

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--target", metavar="COLUMN", help="label column to compare with (default: the run's)")
     parser.add_argument("--out", metavar="DIR", help="write DIR/predictions.csv instead of standard output")
     parser.add_argument("--backend", help="auto, native, numba or numpy")
-    parser.add_argument("--threads", type=int, help="threads of a kernel")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of a kernel")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(function=_predict)
 

@@ -32,11 +32,13 @@ def add(commands: Any) -> None:
     )
     job = parser.add_argument_group("job")
     job.add_argument("--devices", type=int, metavar="N", help=f"devices ({default.devices})")
-    job.add_argument("--alpha", type=float, help=f"Dirichlet concentration of the split ({default.alpha})")
+    job.add_argument("--alpha", type=float, metavar="A", help=f"Dirichlet concentration of the split ({default.alpha})")
     job.add_argument("--rounds", type=int, metavar="N", help=f"rounds of averaging ({default.rounds})")
     job.add_argument("--epochs", type=int, metavar="N", help=f"local passes a round ({default.epochs})")
     job.add_argument("--batch", type=int, metavar="ROWS", help=f"rows of a mini-batch ({default.batch})")
-    job.add_argument("--learning-rate", type=float, metavar="RATE", help=f"({default.learning_rate})")
+    job.add_argument(
+        "--learning-rate", type=float, metavar="RATE", help=f"step of the local training ({default.learning_rate})"
+    )
     job.add_argument("--components", type=int, metavar="K", help=f"features after sketching ({default.components})")
     job.add_argument("--kind", choices=tuple(streams.KIND_NUMBERS), help=f"of the operator ({default.kind})")
     job.add_argument("--weights", choices=get_args(Weights), help=f"of a device in the mean ({default.weights})")
@@ -60,7 +62,9 @@ def add(commands: Any) -> None:
     queue.add_argument("--low-watermark", type=int, metavar="N", help="reopens here (1/4 of the high watermark)")
     queue.add_argument("--policy", choices=get_args(Policy), help=f"while it is closed ({default.policy})")
     rest = parser.add_argument_group("common")
-    rest.add_argument("--seed", type=int, help=f"({default.seed})")
+    rest.add_argument(
+        "--seed", type=int, metavar="N", help=f"of the operator, the split and the order ({default.seed})"
+    )
     rest.add_argument("--backend", help="auto, native, numba or numpy")
     rest.add_argument("--threads", type=int, metavar="N", help="devices at work and threads of a kernel")
     rest.add_argument("--out", metavar="DIR", help="write model.npz, operator.bin, metrics.json and report.html there")

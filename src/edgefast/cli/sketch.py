@@ -18,11 +18,13 @@ def add(commands: Any) -> None:
     text = "project the rows of a file to fewer columns, streaming: any size of file, bounded memory"
     parser = commands.add_parser("sketch", help=text, description=text)
     _files.add_options(parser)
-    parser.add_argument("--components", type=int, metavar="K", help="columns of OUT")
+    parser.add_argument("--components", type=int, metavar="K", help="columns of OUT; needed without --operator")
     parser.add_argument(
         "--kind", choices=tuple(streams.KIND_NUMBERS), default="sparse_stack", help="of the operator (%(default)s)"
     )
-    parser.add_argument("--nnz", type=int, default=8, help="entries per column of IN, for sparse_stack (%(default)s)")
+    parser.add_argument(
+        "--nnz", type=int, default=8, metavar="N", help="entries per column of IN, for sparse_stack (%(default)s)"
+    )
     parser.add_argument(
         "--operator", metavar="FILE", help="24 bytes another run saved: sketch as it did, instead of --components"
     )

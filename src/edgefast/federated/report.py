@@ -25,7 +25,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2r
 .tile { border: 1px solid #ddd; border-radius: 6px; padding: .5rem .75rem; }
 .tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .tile span { color: #555; font-size: .85rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .15rem .75rem; border-bottom: 1px solid #eee; }
@@ -33,6 +33,7 @@ th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: 
 .scroll { max-height: 22rem; overflow: auto; scrollbar-gutter: stable; border: 1px solid #eee; }
 .scroll th { position: sticky; top: 0; background: #fff; }
 .columns { display: flex; flex-wrap: wrap; gap: 0 4rem; align-items: flex-start; } .columns > div { max-width: 100%; }
+@media (max-width: 32rem) { table { font-size: .8rem; } th, td { padding: .15rem .25rem; } }
 """
 
 

@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 from edgefast.queues import _pure
+from edgefast.queues._documentation import document
 from edgefast.queues._native import QueueCore
 from edgefast.queues._types import HOOKS, Policy, QueueBase, T
 
@@ -13,7 +14,7 @@ __all__ = ["Queue"]
 
 
 class Queue(QueueCore, QueueBase[T]):
-    # The core's methods come first; documentation is the twin's.
+    # The core's methods come first.
     __slots__ = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -65,5 +66,5 @@ class _Engine(_pure.Queue[Any]):
         return self._outer()._get()  # type: ignore[union-attr]
 
 
-Queue.__doc__ = _pure.Queue.__doc__
+document(Queue, QueueCore, _pure.Queue)
 Queue.__module__ = "edgefast.queues"

@@ -28,9 +28,9 @@ _FREE, _WRITING, _READY, _ABANDONED, _READING = range(5)
 class RecordQueue(RecordBase):
     """A bounded queue of fixed-size records for threads: copies of numpy records, no Python objects.
 
-    FIFO in the order in which puts claimed their places. The memory is maxsize * (itemsize + 8) bytes, touched when it
-    is first used. Native code uses the same queue without the GIL: `native_handle()` and edgefast/record_queue.h. Safe
-    from any number of threads. Cannot be pickled.
+    FIFO in the order in which puts claimed their places. The memory is maxsize * itemsize bytes and two bits a record,
+    touched when it is first used. Native code uses the same queue without the GIL: `native_handle()` and
+    edgefast/record_queue.h. Safe from any number of threads. Cannot be pickled.
 
     Args:
         dtype: of a record, structured or not; no objects. A subarray dtype adds to the shape.
@@ -41,6 +41,10 @@ class RecordQueue(RecordBase):
         high_watermark: number of records at which the queue closes, 1 to maxsize; None for no gate.
         low_watermark: number at which it reopens, below high; None for high // 4.
         name: shown by repr and in reports.
+
+    Attributes:
+        dtype: numpy.dtype of a record, without the subarray's shape.
+        shape: of a record; () for scalars.
 
     Raises:
         TypeError: an argument is not of its type; the dtype holds objects.

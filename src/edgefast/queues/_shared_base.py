@@ -150,15 +150,16 @@ class SharedBase(SharedAsyncMethods):
                 stays until unlink(); one without goes with the handle create() returned, at the latest when its
                 process exits normally.
             mode: permissions of the segment.
-            max_participants: most handles attached at once; each adds a spare slot of itemsize bytes.
+            max_participants: most handles attached at once; each adds up to 64 spare slots, as far as 1 MiB goes for
+                all, at least four.
             on_consumer_death: what becomes of an item whose consumer is killed before get() has copied it, or inside a
-                view() block: "redeliver" puts it back, at the end; "drop" counts it as lost.
+                view() block: "redeliver" puts it back, at the end; "drop" drops and counts it.
 
         Raises:
             ImportError: no native backend, or not Linux.
             TypeError: an argument is not of its type; both or neither of itemsize and dtype.
             ValueError: sizes that are not positive, low not below high, high above maxsize, an unknown choice, a gate
-                with policy "latest", a name of other characters, a dtype of more than 256 bytes of description,
+                with policy "latest", a name of other characters, a dtype of more than 255 bytes of description,
                 pickles in a segment that others may write.
             FileExistsError: there is such a queue.
             OSError: shared memory has not so much room, or cannot be had.

@@ -29,6 +29,10 @@ class SharedQueue(SharedCore, SharedBase):
     finds it by name, and a pickled handle attaches where it is unpickled. A handle survives fork. Linux and the native
     backend only. See docs/shared-queue.md.
 
+    Attributes:
+        dtype: numpy.dtype of a record; None for byte messages and pickles.
+        shape: of a record; () for the others.
+
     Examples:
         >>> from edgefast.queues import SharedQueue
         >>> with SharedQueue.create(100, itemsize=64) as q:

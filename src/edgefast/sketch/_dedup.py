@@ -40,6 +40,9 @@ class DedupFilter:
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
+    References:
+        G. Manku, A. Jain and A. Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007.
+
     Examples:
         >>> import numpy as np
         >>> from edgefast.sketch import DedupFilter
