@@ -494,3 +494,12 @@ def test_bad_suggestions(args: Any, kwargs: Any, error: type[Exception], message
     with pytest.raises(error) as caught:
         suggest_n_components(*args, **kwargs)
     assert message in str(caught.value)
+
+
+def test_the_transpose_takes_what_the_adjoint_takes() -> None:
+    op = SketchOperator("srht", 8, 4)
+    with pytest.raises(TypeError, match="y: masked arrays are not supported"):
+        _ = op.T @ np.ma.masked_equal(np.ones((4, 3)), 1)
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match="Y: expected a dense array, got csr_array"):
+        _ = op.T @ sparse.csr_array(np.ones((4, 3)))
