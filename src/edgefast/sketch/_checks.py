@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefast.sketch._arrays import as_array
 from edgefast.sketch._inputs import compressed_array
 
 __all__ = ["checked_csr", "finite_number", "integer", "numeric", "row_tiles", "sum_exactly"]
@@ -61,7 +62,7 @@ def numeric(x: Any, name: str, target: np.dtype[Any]) -> NDArray[Any]:
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__array__"):
             raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
-        x = np.asarray(x)
+        x = as_array(x, name)
     rounds = target.kind == "f" and x.dtype.kind != "f" and x.dtype.itemsize > target.itemsize // 2
     if x.dtype.kind not in "fiu" or not x.dtype.isnative or rounds or not np.can_cast(x.dtype, target):
         raise TypeError(f"{name}: expected {_EXACT[target]} in native byte order, got {x.dtype!s}")
