@@ -136,7 +136,7 @@ class RandomProjection(_Transformer):
             TypeError, ValueError: as `fit`.
         """
         self._fit(n_samples, n_features, np.dtype(dtype))
-        self.n_features_in_ = self.operator_.n_features
+        self.n_features_in_: int = self.operator_.n_features
         self.__dict__.pop("feature_names_in_", None)
         return self
 
