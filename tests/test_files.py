@@ -112,6 +112,8 @@ BAD: dict[str, Any] = {
     "got NaN (a missing value) in row 1, column 'b'": ("t.csv", b"a,b\n1,2\n3,\n"),
     "got infinity in row 0, column 'a'": ("t.csv", b"a,b\ninf,2\n3,1\n"),
     "not a readable .csv": ("t.csv", b""),
+    "expected rows after the header line, got none": ("t.csv", b"a,b\n"),
+    "expected as many fields in a row as in the header line": ("t.csv", b"a,b\n1,2,3\n4,5,6\n"),
 }
 
 
@@ -154,7 +156,7 @@ def test_bad_arrays(tmp_path: Path) -> None:
         read(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("change", ["pointer", "order", "short", "shape"])
+@pytest.mark.parametrize("change", ["pointer", "order", "short", "shape", "index"])
 def test_malformed_csr(tmp_path: Path, change: str) -> None:
     A = scipy_sparse.random(20, 9, density=0.4, format="csr", random_state=1)
     members = {"data": A.data, "indices": A.indices, "indptr": A.indptr.copy(), "format": np.array(b"csr")}
@@ -165,6 +167,8 @@ def test_malformed_csr(tmp_path: Path, change: str) -> None:
         members["indptr"][3] = 70
     elif change == "short":
         members["data"] = A.data[:-1]
+    elif change == "index":
+        members["indices"] = np.where(np.arange(A.nnz) == 5, 2**30, A.indices).astype(np.int32)
     else:
         members["shape"] = np.array([21, 9])
     np.savez(tmp_path / "a.npz", **members)
@@ -232,3 +236,42 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         )
         peaks.append(int(done.stdout.split()[-1]) // 1024)
     assert peaks[1] - peaks[0] < 60
+
+
+def test_where_a_sparse_matrix_is_not_finite(small_blocks: None, tmp_path: Path) -> None:
+    A = np.eye(50)
+    A[31, 7] = np.inf
+    scipy_sparse.save_npz(tmp_path / "a.npz", scipy_sparse.csr_matrix(A))
+    with pytest.raises(InputError, match="got infinity in row 31, column 7"):
+        read(tmp_path / "a.npz")
+
+
+def test_text_is_not_read_as_anything_else(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    text = "id,x,y\nDE,0,1.0\nNA,1,0.1\n007,2,-0.30000000000000004\nnull,3,5e-324\n"
+    (tmp_path / "t.csv").write_text(text)
+    with files.open_sink(tmp_path / "o.csv") as sink:
+        for block in files.open_source(tmp_path / "t.csv").blocks():
+            sink.write(block.rows)
+    assert (tmp_path / "o.csv").read_text() == text
+
+
+def test_an_index_of_pandas_is_copied_and_not_a_number(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"a": [0.5, 1.5]}, index=pandas.Index([7, 9], name="id"))
+    frame.to_parquet(tmp_path / "t.parquet")
+    source = files.open_source(tmp_path / "t.parquet")
+    assert source.columns == ("a",)
+    with files.open_sink(tmp_path / "o.parquet") as sink:
+        for block in source.blocks():
+            np.testing.assert_array_equal(block.numbers, [[0.5], [1.5]])
+            sink.write(block.rows)
+    assert pandas.read_parquet(tmp_path / "o.parquet").to_dict("list") == {"a": [0.5, 1.5], "id": [7, 9]}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="expected a regular file"):
+        files.open_source(tmp_path / "t.csv")

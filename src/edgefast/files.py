@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,11 @@ __all__ = ["SUFFIXES", "Block", "Sink", "Source", "open_sink", "open_source"]
 
 SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
 _BLOCK_BYTES = 8 << 20
+#: What stands for a number that is missing in a .csv: pandas' own list.
+_MISSING = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+)
 _EXTRA = "pip install 'edgefast[cli]'"
 
 
@@ -89,6 +95,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         raise InputError(f"{file}: expected a file, this is a folder")
     if not file.exists():
         raise InputError(f"{file}: there is no such file")
+    if not file.is_file():
+        raise InputError(f"{file}: expected a regular file, which can be read from more than one place")
     try:
         kind = _SOURCES[_suffix(file)]
         with _readable(file):
@@ -136,10 +144,23 @@ def _check_finite(numbers: NDArray[Any], first: int, name: str, columns: tuple[s
     if not bad.any():
         return
     row, column = (int(i) for i in np.argwhere(bad)[0])
-    what = "NaN (a missing value)" if np.isnan(numbers[row, column]) else "infinity"
     where = repr(columns[column]) if columns else str(column)
-    raise InputError(
-        f"{name}: expected finite numbers, got {what} in row {first + row}, column {where}; fill or remove such rows"
+    raise _not_finite(numbers[row, column], first + row, where, name)
+
+
+def _check_csr_finite(rows: Any, first: int, name: str) -> None:
+    if rows.dtype.kind != "f":
+        return
+    bad = np.flatnonzero(~np.isfinite(rows.data))
+    if bad.size:
+        row = int(np.searchsorted(rows.indptr, bad[0], side="right")) - 1
+        raise _not_finite(rows.data[bad[0]], first + row, str(rows.indices[bad[0]]), name)
+
+
+def _not_finite(number: Any, row: int, column: str, name: str) -> InputError:
+    what = "NaN (a missing value)" if np.isnan(number) else "infinity"
+    return InputError(
+        f"{name}: expected finite numbers, got {what} in row {row}, column {column}; fill or remove such rows"
     )
 
 
@@ -261,7 +282,8 @@ class _NpzSource(Source):
                     shape=(stop - start, self.width),
                     copy=False,
                 )
-                _check_finite(part.data[None, :], first + start, self.name, None)
+                part.check_format(full_check=True)  # SciPy's own routines write wherever an index points
+                _check_csr_finite(part, first + start, self.name)
                 yield Block(part, part)
                 start = stop
             last = ends[-1:]
@@ -276,16 +298,39 @@ class _CsvSource(Source):
         self._file = file
         self._stream: IO[bytes] | None = None
         self._size = file.stat().st_size
-        head = pandas.read_csv(file, nrows=1000, skipinitialspace=True)
+        with warnings.catch_warnings():
+            # Otherwise pandas takes fields without a name for an index, or drops them.
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            try:
+                head = pandas.read_csv(file, nrows=1000, skipinitialspace=True, index_col=False)
+            except pandas.errors.ParserWarning:
+                raise InputError(
+                    f"{self.name}: expected as many fields in a row as in the header line, got more"
+                ) from None
+        if not len(head):
+            raise InputError(f"{self.name}: expected rows after the header line, got none")
         self._numeric, self.columns = _numeric_columns(head, self.name)
         self.width = len(self.columns)
+        # Text stays what it is: 007 is no number there, and NA is not missing.
+        numeric = set(self._numeric)
+        self._text = {name: str for i, name in enumerate(head.columns) if i not in numeric}
+        self._missing = {head.columns[i]: list(_MISSING) for i in self._numeric}
 
     def blocks(self) -> Iterator[Block]:
         import pandas
 
         first = 0
         with _readable(self._file), open(self._file, "rb") as self._stream:
-            for frame in pandas.read_csv(self._stream, chunksize=self.rows_at_once(), skipinitialspace=True):
+            frames = pandas.read_csv(
+                self._stream,
+                chunksize=self.rows_at_once(),
+                skipinitialspace=True,
+                index_col=False,
+                dtype=self._text,
+                na_values=self._missing,
+                keep_default_na=False,
+            )
+            for frame in frames:
                 numbers = _frame_numbers(frame, self._numeric, self.name, first)
                 _check_finite(numbers, first, self.name, self.columns)
                 yield Block(numbers, frame)
@@ -306,7 +351,11 @@ class _ParquetSource(Source):
         self._file = file
         table = pyarrow.parquet.ParquetFile(file)
         self.n_rows = table.metadata.num_rows
-        self._numeric, self.columns = _numeric_columns(table.schema_arrow.empty_table().to_pandas(), self.name)
+        schema = table.schema_arrow
+        # An index that pandas has stored is a column to copy, not to compute with.
+        index = [c for c in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(c, str)]
+        frame = schema.empty_table().to_pandas(ignore_metadata=True)
+        self._numeric, self.columns = _numeric_columns(frame, self.name, index)
         self.width = len(self.columns)
 
     def blocks(self) -> Iterator[Block]:
@@ -315,19 +364,20 @@ class _ParquetSource(Source):
         first = 0
         with _readable(self._file), open(self._file, "rb") as stream:
             for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=self.rows_at_once()):
-                frame = batch.to_pandas()
+                frame = batch.to_pandas(ignore_metadata=True)
                 numbers = _frame_numbers(frame, self._numeric, self.name, first)
                 _check_finite(numbers, first, self.name, self.columns)
                 yield Block(numbers, frame)
                 first += len(frame)
 
 
-def _numeric_columns(frame: Any, name: str) -> tuple[list[int], tuple[str, ...]]:
+def _numeric_columns(frame: Any, name: str, but: Sequence[str] = ()) -> tuple[list[int], tuple[str, ...]]:
     """Positions and names of the columns that hold numbers."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     names = [str(c) for c in frame.columns]
-    numeric = [i for i, t in enumerate(frame.dtypes) if is_numeric_dtype(t) or is_bool_dtype(t)]
+    numbers = [is_numeric_dtype(t) or is_bool_dtype(t) for t in frame.dtypes]
+    numeric = [i for i, yes in enumerate(numbers) if yes and names[i] not in but]
     if not numeric:
         raise InputError(f"{name}: expected columns of numbers, got {', '.join(names[:8]) or 'no columns'}")
     return numeric, tuple(names[i] for i in numeric)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +150,14 @@ BAD: dict[str, list[Any]] = {
     "max_hamming: expected": ["dedup", "x.npy", "y.npy", "--max-hamming", "999"],
     "window: expected": ["dedup", "x.npy", "y.npy", "--window", "0"],
     "has none": ["dedup", "empty.npy", "y.npy"],
+    "projection is finite": ["dedup", "--no-center", "large.npy", "y.npy"],
+    "another file to write": ["sketch", "x.npy", "sub/../x.npy", "--components", "2"],
+    "another file to": ["dedup", "link.npy", "x.npy"],
+    "x.npy: expected a file of its own": ["sketch", "x.npy", "y.npy", "--components", "2", "--save-operator", "x.npy"],
+    "y.npy: expected a file of its own": ["sketch", "x.npy", "y.npy", "--components", "2", "--save-operator", "y.npy"],
+    "none/op: there is no folder none": [
+        *("sketch", "x.npy", "y.npy", "--components", "2", "--save-operator", "none/op"),
+    ],
 }
 
 
@@ -157,10 +169,54 @@ def test_one_line_and_status_2(
     np.save("x.npy", np.eye(5))
     np.save("nan.npy", np.full((2, 5), np.nan))
     np.save("empty.npy", np.empty((0, 5)))
+    np.save("large.npy", np.full((3, 4), 3e38, np.float32))
+    Path("sub").mkdir()
+    Path("link.npy").symlink_to("x.npy")
     Path("op").write_bytes(SketchOperator("srht", 9, 4).to_bytes())
     status, text, errors = call(capsys, *BAD[message])
     assert status == 2
     assert text == ""
     assert len(errors.splitlines()) == 1
     assert message in errors
+    np.testing.assert_array_equal(np.load("x.npy"), np.eye(5))
     assert not Path("y.npy").exists()
+    assert not Path("y.npy").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "uint64", "float16"])
+def test_dedup_of_any_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path, dtype: str) -> None:
+    X = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 9, (6, 40)).astype(dtype)
+    twice = np.concatenate([X, X])
+    np.save(tmp_path / "x.npy", twice)
+    assert call(capsys, "dedup", "--no-center", tmp_path / "x.npy", tmp_path / "y.npy")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), X)
+    if dtype == "float16":
+        return  # SciPy has none
+    sparse.save_npz(tmp_path / "x.npz", sparse.csr_matrix(twice))
+    assert call(capsys, "dedup", tmp_path / "x.npz", tmp_path / "y.npz")[0] == 0
+    kept = sparse.load_npz(tmp_path / "y.npz")
+    assert kept.dtype == X.dtype
+    np.testing.assert_array_equal(kept.toarray(), X)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to handle")
+@pytest.mark.parametrize("arguments", [("sketch", "--components", "2"), ("dedup",)])
+def test_ended_from_outside_it_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    np.save(tmp_path / "x.npy", np.eye(5))
+    script = """
+import os, signal, sys
+from edgefast import files
+from edgefast.cli import main
+
+write = files._NpyWriter.write
+def end(self, array):
+    write(self, array)
+    os.kill(os.getpid(), signal.SIGTERM)
+files._NpyWriter.write = end
+sys.exit(main(sys.argv[1:]))
+"""
+    command, *options = arguments
+    call = [sys.executable, "-c", script, command, "x.npy", "y.npy", *options]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert os.listdir(tmp_path) == ["x.npy"]

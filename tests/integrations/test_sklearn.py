@@ -248,3 +248,16 @@ def test_simhash() -> None:
     labels = np.arange(6) % 2
     model = make_pipeline(SimHash(64, random_state=0), KNeighborsClassifier(1, metric="hamming")).fit(X, labels)
     assert model.score(X, labels) == 1
+
+
+def test_a_fit_that_failed_is_no_fit() -> None:
+    X = np.ones((3, 8))
+    for estimator in (RandomProjection(0), SimHash(0)):
+        with pytest.raises(ValueError, match="expected an integer from 1"):
+            estimator.fit(X)
+        with pytest.raises(NotFittedError):
+            estimator.transform(X)
+    projection = RandomProjection(4, nnz=0)
+    with pytest.raises(ValueError, match="nnz: expected"):
+        projection.fit_shape(3, 8)
+    assert not hasattr(projection, "n_features_in_")

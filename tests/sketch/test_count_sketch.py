@@ -346,3 +346,30 @@ def test_from_table_bad_input() -> None:
     full = CountSketch.from_table(np.array([[2**63 - 1]]), 9)
     with pytest.raises(SketchOverflowError):
         full.update(np.array([1]), indices=np.array([0]))
+
+
+@pytest.mark.parametrize("weight", [1e300, 10**400])
+def test_weights_the_counters_do_not_hold(weight: Any) -> None:
+    cs = CountSketch(100, 10)
+    with pytest.raises(ValueError, match="weight: expected a finite number of float32, got 1"):
+        cs.update(np.zeros(100, np.float32), weight=weight)
+    with pytest.raises(ValueError, match="weight: expected a finite number of float32, got 1"):
+        cs *= weight
+    assert cs == CountSketch(100, 10)
+
+
+def test_sparse_values_are_checked() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    X = sparse.csr_array(np.eye(4, dtype=np.float32))
+    spare = X.copy()
+    spare.data, spare.indices = np.append(X.data, np.float32(9)), np.append(X.indices, np.int32(3))
+    assert CountSketch(4, 8).update(spare) == CountSketch(4, 8).update(X)
+    for layout in ("csr", "csc"):
+        bad = X.asformat(layout).copy()
+        bad.indices[1] = 2**30
+        with pytest.raises(ValueError, match=r"values: malformed matrix, expected .* from 0 to 3, got 1073741824"):
+            CountSketch(4, 8).update(bad)
+    with pytest.raises(ValueError, match="values: expected neither indices nor start"):
+        CountSketch(4, 8).update(X, start=0)
+    with pytest.raises(ValueError, match=r"indices: expected shape \(m,\), got \(2, 2\)"):
+        CountSketch(4, 8).update(np.ones((2, 2), np.float32), indices=np.ones((2, 2), int))

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 import edgefast as ef
 from edgefast import backends
-from edgefast.sketch import SketchOperator, _sparse, johnson_lindenstrauss_min_dim, suggest_n_components
+from edgefast.sketch import (
+    RowSketch,
+    SimHash,
+    SketchOperator,
+    _sparse,
+    fwht,
+    johnson_lindenstrauss_min_dim,
+    rotate,
+    suggest_n_components,
+)
 
 KINDS = ("sparse_stack", "countsketch", "srht", "rademacher", "gaussian", "sparse", "rotation")
 HASH = ("sparse_stack", "countsketch", "sparse")
@@ -488,9 +497,49 @@ def test_suggestions() -> None:
         ((0.5,), {"rank": 2, "n_samples": 3}, ValueError, "rank: expected either n_samples or rank, got both"),
         ((0.5,), {"kind": "rotation"}, ValueError, "kind: 'rotation' has as many components as features"),
         ((0.5,), {"kind": "jl"}, ValueError, "kind: expected one of 'sparse_stack'"),
+        ((1e-200,), {}, ValueError, "eps: expected goals that float64 can compute with, got eps=1e-200, delta=None"),
+        ((1e-20,), {"rank": 3}, ValueError, "eps: expected goals that float64 can compute with"),
+        ((0.5,), {"kind": "countsketch", "delta": 5e-324}, ValueError, "delta=5e-324"),
+        ((0.5,), {"n_samples": 10**400}, ValueError, "n_samples: expected finite values, got integers beyond float64"),
     ],
 )
 def test_bad_suggestions(args: Any, kwargs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         suggest_n_components(*args, **kwargs)
     assert message in str(caught.value)
+
+
+def test_the_transpose_takes_what_the_adjoint_takes() -> None:
+    op = SketchOperator("srht", 8, 4)
+    with pytest.raises(TypeError, match="y: masked arrays are not supported"):
+        _ = op.T @ np.ma.masked_equal(np.ones((4, 3)), 1)
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match="Y: expected a dense array, got csr_array"):
+        _ = op.T @ sparse.csr_array(np.ones((4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("n", "eps", "error", "message"),
+    [
+        (10, 1e-200, ValueError, "eps: expected values that take fewer than 2**63 components, got 1e-200"),
+        ([10, 100], [0.1, 1e-10], ValueError, "eps: expected values that take fewer than 2**63 components"),
+        (10**400, 0.1, ValueError, "n_samples: expected finite values"),
+        ([[1], [1, 2]], 0.1, TypeError, "n_samples: expected a number or an array of numbers"),
+    ],
+)
+def test_min_dims_beyond_float64(n: Any, eps: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        johnson_lindenstrauss_min_dim(n, eps=eps)
+    assert message in str(caught.value)
+
+
+def test_arrays_that_do_not_share_their_memory() -> None:
+    class Elsewhere:
+        def __array__(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("on another device")
+
+    message = "Elsewhere does not give its memory as an array: on another device"
+    X: Any = Elsewhere()
+    for call in (fwht, rotate, SketchOperator("srht", 4, 2).transform, RowSketch(4, 2).update, SimHash().transform):
+        with pytest.raises(TypeError, match=message):
+            call(X)

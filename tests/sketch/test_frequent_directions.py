@@ -182,3 +182,37 @@ def test_other_features_do_not_merge() -> None:
     a, b = (FrequentDirections(2).partial_fit(np.ones((2, d))) for d in (3, 4))
     with pytest.raises(IncompatibleSketchError, match="n_features=3, got n_components=2, dtype=float64, n_features=4"):
         a.merge(b)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_any_unit_of_measurement(dtype: str) -> None:
+    X = data(60, 8, 3).astype(dtype)
+    one = FrequentDirections(4, dtype=dtype).partial_fit(X)
+    for power in (-90, 90):  # squares leave the range of float32
+        fd = FrequentDirections(4, dtype=dtype).partial_fit(X * X.dtype.type(2.0**power))
+        np.testing.assert_allclose(fd.singular_values_ / X.dtype.type(2.0**power), one.singular_values_, rtol=1e-3)
+        assert fd.error_bound_ == pytest.approx(one.error_bound_ * 4.0**power, rel=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("f4", 2e38), ("f8", 1e200), ("f8", 1e308)])
+def test_numbers_too_large_change_nothing(dtype: str, factor: float) -> None:
+    X = np.linspace(0.1, 1, 60).reshape(20, 3) ** np.arange(1, 4)
+    X = np.concatenate([X, np.eye(3)]).astype(dtype)
+    fd = FrequentDirections(1, dtype=dtype).partial_fit(X)
+    before = fd.to_bytes()
+    large = X * X.dtype.type(factor)
+    with pytest.raises(ValueError, match="X: expected numbers whose singular values float"):
+        fd.partial_fit(large)
+    assert fd.to_bytes() == before
+    fd.partial_fit(X)
+    assert fd.n_seen_ == 2 * len(X)
+    assert np.isfinite(fd.gram()).all()
+
+
+def test_too_much_shed_mass_does_not_merge() -> None:
+    b = FrequentDirections(1).partial_fit(np.eye(3) * 1e154)
+    a = b.copy()
+    before = a.to_bytes()
+    with pytest.raises(ValueError, match="got larger ones"):
+        a.merge(b)
+    assert a.to_bytes() == before

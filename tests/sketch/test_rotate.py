@@ -74,6 +74,9 @@ def test_in_place_and_layouts(backend: str) -> None:
     rotate(fortran, 3, out=fortran)
     np.testing.assert_array_equal(fortran, expected)
     assert rotate(x[:0], 3).shape == (0, 3, 97)
+    rows = np.random.default_rng(4).standard_normal((4, 16))
+    apart = rows[::3].copy()
+    np.testing.assert_array_equal(rotate(rows[::3], 3, out=rows[1:3]), rotate(apart, 3))  # between the rows of x
     for threads in (1, 2, 5):
         assert rotate(np.repeat(x, 300, axis=0), 3, num_threads=threads)[::300].tobytes() == expected.tobytes()
 

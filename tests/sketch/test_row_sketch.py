@@ -348,7 +348,7 @@ def test_incompatible_sketches() -> None:
             ValueError,
             "expected row numbers below 2**40",
         ),
-        (lambda: RowSketch(3, 8).__imul__(np.nan), ValueError, "weight: expected a finite number, got nan"),
+        (lambda: RowSketch(3, 8).__imul__(np.nan), ValueError, "weight: expected a finite number of float64, got nan"),
         (lambda: RowSketch(3, 8).__imul__("2"), TypeError, "weight: expected a number, got str"),
         (
             lambda: RowSketch(3, 8, accumulate="int64").__imul__(0.5),
@@ -391,3 +391,39 @@ def test_every_backend_gives_the_same_bytes(
     if "numba" in ef.available_backends():
         with ef.using("numba"):
             assert make() == expected
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+def test_malformed_sparse_rows(layout: str) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    X = sparse.eye_array(4, format=layout)
+    X.indices[1] = 2**30
+    with pytest.raises(ValueError, match=r"X: malformed matrix, expected .* indices from 0 to 3, got 1073741824"):
+        RowSketch(4, 8).update(X)
+
+
+def test_a_sum_of_its_stream_knows_the_rows_in_use() -> None:
+    device = RowSketch(3, 8).update(np.ones((5, 3)), row_start=2)
+    total = RowSketch(3, 8)
+    total += device
+    assert total.next_row == 7
+    with pytest.raises(IncompatibleSketchError, match="got rows 2 to 6 of stream 0 twice"):
+        total += device
+    total.update(np.ones((1, 3)))
+    assert total == device.copy().update(np.ones((1, 3)))
+    assert RowSketch(3, 8, stream=1).merge(device).next_row == 0
+
+
+def test_what_leaves_float64_is_an_overflow() -> None:
+    sketch = RowSketch(3, 8, accumulate="int64")
+    with pytest.raises(SketchOverflowError, match=r"X: expected magnitudes up to 2\*\*38 .*, got 1e\+308"):
+        sketch.update(np.full((2, 3), -1e308))
+    assert sketch == RowSketch(3, 8, accumulate="int64")
+
+
+@pytest.mark.parametrize("weight", [1e300, 10**400, -(10**400)])
+def test_weights_the_sums_do_not_hold(weight: Any) -> None:
+    sketch = RowSketch(3, 8, accumulate="float32")
+    with pytest.raises(ValueError, match=r"weight: expected a finite number of float32, got -?1"):
+        sketch *= weight
+    assert not sketch.sums.any()

@@ -328,3 +328,19 @@ def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with np.errstate(over="ignore"), pytest.raises(error) as caught:
         call()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["srht", "sparse_stack"])
+def test_one_output_that_overflows_is_an_error(kind: Any) -> None:
+    X = np.array([[3e38, 3e38, 0, 0]], np.float32)
+    overflowed = 0
+    for seed in range(20):
+        simhash = SimHash(2, kind=kind, seed=seed)
+        projected = simhash.operators(4)[0].transform(X)
+        if np.isfinite(projected).all():
+            simhash.transform(X)
+            continue
+        overflowed += 1
+        with pytest.raises(ValueError, match="X: expected finite numbers whose projection is finite"):
+            simhash.transform(X)
+    assert overflowed

@@ -188,3 +188,13 @@ if __name__ == "__main__":  # writes the golden files of a new version
         path = GOLDEN / f"{name}.bin"
         if not path.exists():
             path.write_bytes(make().to_bytes())
+
+
+@pytest.mark.parametrize("name", ["frequent_directions-v1-float32", "dedup_filter-v1"])
+def test_counts_that_leave_no_room_to_count(name: str) -> None:
+    made = MAKE[name]()
+    raw = bytearray(made.to_bytes()[:-4])
+    # n_seen, the fourth count of both.
+    struct.pack_into("<Q", raw, HEADER.size - 8 - 8 * 3, 2**64 - 1)
+    with pytest.raises(ValueError, match="data: n_seen: expected an integer from 0 to 9223372036854775807"):
+        type(made).from_bytes(bytes(raw) + struct.pack("<I", zlib.crc32(raw)))

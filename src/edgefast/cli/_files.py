@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from edgefast.errors import InputError
 from edgefast.files import SUFFIXES, Block, Source
 
-__all__ = ["add_options", "blocks", "report", "start"]
+__all__ = ["add_options", "blocks", "ending_cleanly", "report", "same_file", "start"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +37,33 @@ def start(args: argparse.Namespace) -> None:
     """
     if args.threads is not None and args.threads < 1:
         raise InputError(f"threads: expected a positive integer, got {args.threads}")
-    if Path(args.source).absolute() == Path(args.target).absolute():
+    if same_file(args.source, args.target):
         raise InputError(f"{args.target}: expected another file to write than the one to read")
+
+
+def same_file(a: str, b: str) -> bool:
+    """Whether two names lead to one file, there already or not."""
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: nothing half written stays behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        changed = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+        for number in changed:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def blocks(source: Source, *, quiet: bool) -> Iterator[Block]:

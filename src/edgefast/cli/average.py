@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["add"]
@@ -37,6 +34,7 @@ def add(commands: Any) -> None:
 def _average(args: argparse.Namespace) -> int:
     import edgefast as ef
     from edgefast.aggregate import average_checkpoints
+    from edgefast.cli._files import ending_cleanly
     from edgefast.errors import InputError
 
     if args.rule in ("trimmed", "trimmed_mean") and (args.trim is None) == (args.byzantine is None):
@@ -53,7 +51,7 @@ def _average(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     try:
         with (
-            _ending_cleanly(),
+            ending_cleanly(),
             ef.using(args.backend, num_threads=args.threads),
             _Bar(args.out, count) as progress,
         ):
@@ -79,26 +77,6 @@ def _average(args: argparse.Namespace) -> int:
         files = f"{len(args.files)} file{'s' if len(args.files) > 1 else ''}"
         print(f"{args.out}: {args.rule} of {files}, {written:,} bytes, {seconds:.2f} s, {rate:.1f} GB/s")
     return 0
-
-
-@contextlib.contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does: nothing half written stays behind."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    changed = []
-    if threading.current_thread() is threading.main_thread():
-        numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-        changed = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
-        for number in changed:
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class _Bar:

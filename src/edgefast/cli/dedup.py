@@ -58,10 +58,18 @@ def _dedup(args: argparse.Namespace) -> int:
         keep = DedupFilter(args.bits, args.max_hamming, args.window, seed=args.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
-    with ef.using(args.backend, num_threads=args.threads), open_sink(args.target) as sink:
+    with (
+        _files.ending_cleanly(),
+        ef.using(args.backend, num_threads=args.threads),
+        open_sink(args.target) as sink,
+    ):
         stream = _files.blocks(source, quiet=args.json)
         for rows, numbers in _centered(stream) if args.center and not source.sparse else _plain(stream):
-            sink.write(rows[keep.add(numbers)])
+            try:
+                kept = keep.add(numbers)
+            except ValueError as error:
+                raise InputError(f"{source.name}: {error}") from None
+            sink.write(rows[kept])
         if keep.n_seen == 0:
             raise InputError(f"{source.name}: expected rows, the file has none")
     dropped = keep.n_seen - keep.n_kept
@@ -76,8 +84,12 @@ def _dedup(args: argparse.Namespace) -> int:
 
 
 def _plain(blocks: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    import numpy as np
+
     for block in blocks:
         numbers = block.numbers
+        if numbers.dtype.kind != "f":
+            numbers = numbers.astype(np.float64)  # as with a center; angles do not mind the last bits of large integers
         if not hasattr(numbers, "tocsr"):
             yield block.rows, numbers
             continue

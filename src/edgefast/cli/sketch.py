@@ -43,11 +43,20 @@ def _sketch(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     _files.start(args)
+    if args.save_operator is not None:
+        if any(_files.same_file(args.save_operator, name) for name in (args.source, args.target)):
+            raise InputError(f"{args.save_operator}: expected a file of its own for the operator")
+        if not Path(args.save_operator).absolute().parent.is_dir():
+            raise InputError(f"{args.save_operator}: there is no folder {Path(args.save_operator).parent}")
     source = open_source(args.source)
     op = _operator(args, source.width)
     names = tuple(f"sketch{i}" for i in range(op.n_components))
     rows = 0
-    with ef.using(args.backend, num_threads=args.threads), open_sink(args.target, columns=names) as sink:
+    with (
+        _files.ending_cleanly(),
+        ef.using(args.backend, num_threads=args.threads),
+        open_sink(args.target, columns=names) as sink,
+    ):
         for block in _files.blocks(source, quiet=args.json):
             X = block.numbers
             if args.float32 and X.dtype != np.float32:

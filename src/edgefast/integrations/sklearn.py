@@ -135,9 +135,9 @@ class RandomProjection(_Transformer):
         Raises:
             TypeError, ValueError: as `fit`.
         """
-        self.n_features_in_ = n_features
-        self.__dict__.pop("feature_names_in_", None)
         self._fit(n_samples, n_features, np.dtype(dtype))
+        self.n_features_in_: int = self.operator_.n_features
+        self.__dict__.pop("feature_names_in_", None)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> RandomProjection:
@@ -194,7 +194,7 @@ class RandomProjection(_Transformer):
     @property
     def components_(self) -> Any:
         """The matrix, (n_components_, n_features_in_), its scale included: CSR for sparse kinds, else an array."""
-        check_is_fitted(self)
+        check_is_fitted(self, "operator_")
         operator = self.operator_
         if operator.kind in ("sparse_stack", "countsketch", "sparse"):
             return operator.tosparse().tocsr().astype(self._dtype)
@@ -203,7 +203,7 @@ class RandomProjection(_Transformer):
     @property
     def density_(self) -> float:
         """Share of the matrix that is not zero, expected where entries are drawn independently."""
-        check_is_fitted(self)
+        check_is_fitted(self, "operator_")
         operator = self.operator_
         if operator.kind == "sparse":
             return float(operator.density)
@@ -227,7 +227,7 @@ class RandomProjection(_Transformer):
             NotFittedError: fit was not called.
             ValueError: another number of features, NaN or infinity.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "operator_")
         X = validate_data(self, X, reset=False, accept_sparse=["csr", "csc"], dtype=_FLOATS)
         Y = self.operator_.transform(X, num_threads=self.num_threads)
         if not self.dense_output and hasattr(X, "tocsr"):
@@ -254,7 +254,7 @@ class RandomProjection(_Transformer):
         """
         from sklearn.utils import check_array
 
-        check_is_fitted(self)
+        check_is_fitted(self, "operator_")
         check: Any = check_array
         X = check(X, dtype=_FLOATS, accept_sparse=["csr", "csc"])
         if X.shape[1] != self.n_components_:
@@ -348,7 +348,7 @@ class SimHash(_Transformer):
             NotFittedError: fit was not called.
             ValueError: another number of features, NaN or infinity.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "hasher_")
         return self.hasher_.transform(validate_data(self, X, reset=False, dtype=_FLOATS))
 
     def __sklearn_tags__(self) -> Any:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgefast import backends
 
-__all__ = ["check_out", "float_array", "threads_for"]
+__all__ = ["as_array", "check_out", "float_array", "threads_for"]
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
@@ -26,11 +26,19 @@ def float_array(x: Any, name: str) -> NDArray[Any]:
             raise TypeError(f"{name}: masked arrays are not supported; fill the masked values first")
         if not (isinstance(x, np.ndarray) or hasattr(x, "__array__")) or hasattr(x, "tocsr"):
             raise TypeError(f"{name}: expected an array of float32 or float64, got {type(x).__name__}")
-        x = np.asarray(x)
+        x = as_array(x, name)
     dtype = x.dtype
     if dtype is not _FLOAT32 and dtype is not _FLOAT64 and dtype != _FLOAT32 and dtype != _FLOAT64:
         raise TypeError(f"{name}: expected dtype float32 or float64 in native byte order, got {dtype!s}")
     return x
+
+
+def as_array(x: Any, name: str) -> NDArray[Any]:
+    """`x` by its `__array__`; TypeError when it will not (a tensor with a gradient, on a GPU or of a foreign type)."""
+    try:
+        return np.asarray(x)
+    except Exception as error:
+        raise TypeError(f"{name}: {type(x).__name__} does not give its memory as an array: {error}") from error
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

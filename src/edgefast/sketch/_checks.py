@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["finite_number", "integer", "numeric", "row_tiles", "sum_exactly"]
+from edgefast.sketch._arrays import as_array
+from edgefast.sketch._inputs import compressed_array
+
+__all__ = ["checked_csr", "finite_number", "integer", "numeric", "row_tiles", "sum_exactly"]
 
 TILE_ELEMENTS = 1 << 17  # converted at a time
 #: Number types that convert to an accumulator's type without rounding.
@@ -34,13 +37,17 @@ def integer(value: Any, name: str, low: int, high: int) -> int:
     return number
 
 
-def finite_number(value: Any, name: str) -> float:
-    """A finite float; TypeError or ValueError naming the argument otherwise."""
+def finite_number(value: Any, name: str, dtype: np.dtype[Any]) -> float:
+    """A float that is finite in `dtype`; TypeError or ValueError naming the argument otherwise."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
+    try:
+        number = float(value)
+    except OverflowError:  # of a long integer or fraction
+        number = math.inf
+    with np.errstate(over="ignore"):
+        if not np.isfinite(dtype.type(number)):
+            raise ValueError(f"{name}: expected a finite number of {dtype!s}, got {value!s:.40}")
     return number
 
 
@@ -55,11 +62,25 @@ def numeric(x: Any, name: str, target: np.dtype[Any]) -> NDArray[Any]:
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__array__"):
             raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
-        x = np.asarray(x)
+        x = as_array(x, name)
     rounds = target.kind == "f" and x.dtype.kind != "f" and x.dtype.itemsize > target.itemsize // 2
     if x.dtype.kind not in "fiu" or not x.dtype.isnative or rounds or not np.can_cast(x.dtype, target):
         raise TypeError(f"{name}: expected {_EXACT[target]} in native byte order, got {x.dtype!s}")
     return x if type(x) is np.ndarray else np.asarray(x)
+
+
+def checked_csr(x: Any, name: str, target: np.dtype[Any]) -> Any:
+    """A SciPy sparse matrix or array as CSR whose indices can be trusted, its numbers as `numeric` takes them.
+
+    Raises:
+        TypeError: a dtype that would be rounded.
+        ValueError: a malformed matrix.
+    """
+    numeric(np.empty(0, x.dtype), name, target)
+    # SciPy's own routines write wherever an index points.
+    rows = x if x.format in ("csr", "csc") else x.tocsr()
+    compressed_array(rows, name, None)
+    return rows.tocsr()
 
 
 def row_tiles(n: int, width: int) -> Any:

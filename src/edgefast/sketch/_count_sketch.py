@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.sketch import _wire
 from edgefast.sketch._arrays import threads_for
-from edgefast.sketch._checks import finite_number, integer, numeric, sum_exactly
+from edgefast.sketch._checks import checked_csr, finite_number, integer, numeric, sum_exactly
 from edgefast.sketch._operator import SketchOperator
 from edgefast.sketch.errors import IncompatibleSketchError, SketchOverflowError
 
@@ -183,25 +183,31 @@ class CountSketch:
 
         Raises:
             TypeError: no arrays, or of a dtype that would be rounded.
-            ValueError: another shape, indices out of range, NaN or infinity.
+            ValueError: another shape, indices out of range, a malformed sparse matrix, NaN or infinity, or a weight
+                that the counters' dtype does not hold.
             SketchOverflowError: int64: a counter might not fit.
         """
         exact = self.dtype.kind == "i"
-        factor = integer(weight, "weight", -_LIMIT, _LIMIT) if exact else finite_number(weight, "weight")
+        factor = integer(weight, "weight", -_LIMIT, _LIMIT) if exact else finite_number(weight, "weight", self.dtype)
         where: NDArray[np.int64] | None = None
         first, d = 0, self.n_features
         if hasattr(values, "tocsr"):
-            rows = values.tocsr()
-            if rows.ndim != 2 or rows.shape[1] != d or indices is not None or start is not None:
-                raise ValueError(f"values: expected a sparse matrix of {d} columns and no indices, got {rows.shape}")
-            flat, where = numeric(rows.data, "values", self.dtype), rows.indices.astype(np.int64, copy=False)
+            rows = checked_csr(values, "values", self.dtype)
+            if rows.ndim != 2 or rows.shape[1] != d:
+                raise ValueError(f"values: expected a sparse matrix of {d} columns, got {rows.shape}")
+            if indices is not None or start is not None:
+                raise ValueError("values: expected neither indices nor start beside a sparse matrix")
+            stored = slice(0, int(rows.indptr[-1]))
+            flat, where = rows.data[stored], rows.indices[stored].astype(np.int64, copy=False)
         else:
             flat = numeric(values, "values", self.dtype)
             if indices is not None:
                 if start is not None:
                     raise ValueError("start: expected None beside indices")
                 where = numeric(indices, "indices", _DTYPES["int64"]).astype(np.int64, copy=False)
-                if where.ndim != 1 or flat.shape != where.shape:
+                if where.ndim != 1:
+                    raise ValueError(f"indices: expected shape (m,), got {where.shape}")
+                if flat.shape != where.shape:
                     raise ValueError(f"values: expected the shape of indices {where.shape}, got {flat.shape}")
             elif start is not None:
                 first = integer(start, "start", 0, d)
@@ -293,7 +299,7 @@ class CountSketch:
         return self._combine(other, -1)
 
     def __imul__(self, weight: float) -> CountSketch:
-        """Scale the vector: by an integer for int64, by any finite number otherwise."""
+        """Scale the vector: by an integer for int64, else by any finite number of the counters' type."""
         with self._lock, np.errstate(all="ignore"):
             if self.dtype.kind == "i":
                 factor = integer(weight, "weight", -_LIMIT, _LIMIT)
@@ -303,7 +309,7 @@ class CountSketch:
                 self._table *= np.int64(factor)
                 self._mass = mass
             else:
-                self._table *= self.dtype.type(finite_number(weight, "weight"))
+                self._table *= self.dtype.type(finite_number(weight, "weight", self.dtype))
         return self
 
     # ---- what it tells -------------------------------------------------------------------------------------------

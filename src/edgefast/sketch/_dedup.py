@@ -131,12 +131,16 @@ class DedupFilter:
             TypeError, ValueError: as SimHash.transform, or another number of features than before.
         """
         width = np.shape(X)[-1] if np.ndim(X) else 0
-        if self._n_features and width and width != self._n_features:
-            raise ValueError(f"X: expected {self._n_features} features as before, got {width}")
+        self._check_width(width)
         codes = self._hash.transform(X)
         with self._lock:
+            self._check_width(width)  # again: another thread may have been the first
             self._n_features = width
         return self.add_codes(codes)
+
+    def _check_width(self, width: int) -> None:
+        if self._n_features and width and width != self._n_features:
+            raise ValueError(f"X: expected {self._n_features} features as before, got {width}")
 
     def add_codes(self, codes: Any) -> NDArray[np.bool_]:
         """`add` for rows hashed already by `simhash`: uint8 (n, n_bytes), or (n_bytes,) for one."""
@@ -221,6 +225,7 @@ class DedupFilter:
         if record.dtype != np.uint8 or filled != min(kept, window) or kept > seen or features > 2**62:
             raise ValueError(f"data: expected the codes of {min(kept, window)} rows, got {filled}")
         integer(n_bits, "data: n_bits", 1, 65528)
+        integer(seen, "data: n_seen", 0, 2**63 - 1)
         codes = _wire.array_of(record, (filled, -(-n_bits // 8)))
         try:
             self = cls(n_bits, max_hamming, window, kind=_NAMES[number], seed=seed)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from edgefast.sketch.errors import IncompatibleSketchError
 __all__ = ["FrequentDirections"]
 
 _MAX_ROWS = 2**31 - 1
+_TOO_LARGE = "X: expected numbers whose singular values {} holds, and their squares float64, got larger ones"
 
 
 class FrequentDirections:
@@ -91,18 +92,19 @@ class FrequentDirections:
 
         Raises:
             TypeError: X is no array or of a dtype that would be rounded.
-            ValueError: another number of features, or NaN or infinity.
+            ValueError: another number of features, NaN or infinity, or numbers too large for the sketch's dtype:
+                singular values, or their squares in float64, overflow.
         """
         rows = numeric(X, "X", self.dtype)
         if rows.ndim == 1:
             rows = rows[None, :]
-        width = self.n_features_in_ if self._rows is not None else rows.shape[-1] if rows.ndim else 0
-        if rows.ndim != 2 or rows.shape[1] != width or width == 0:
-            raise ValueError(f"X: expected shape (n, {width or 'n_features'}), got {np.shape(X)}")
-        for tile in row_tiles(*rows.shape):
-            if not np.isfinite(rows[tile]).all():
-                raise ValueError("X: expected finite numbers, got NaN or infinity")
         with self._lock:
+            width = self.n_features_in_ if self._rows is not None else rows.shape[-1] if rows.ndim else 0
+            if rows.ndim != 2 or rows.shape[1] != width or width == 0:
+                raise ValueError(f"X: expected shape (n, {width or 'n_features'}), got {np.shape(X)}")
+            for tile in row_tiles(*rows.shape):
+                if not np.isfinite(rows[tile]).all():
+                    raise ValueError("X: expected finite numbers, got NaN or infinity")
             self._start(width)
             self._append(rows)
             self.n_seen_ += rows.shape[0]
@@ -113,26 +115,30 @@ class FrequentDirections:
             self.n_features_in_ = width
             self._rows = np.zeros((0, width), self.dtype)
 
-    def _append(self, rows: NDArray[Any]) -> None:
-        own = self._rows
+    def _append(self, rows: NDArray[Any], extra: float = 0.0) -> None:
+        own, filled, lost = self._rows, self._filled, self._shed + extra
         assert own is not None
         room = self.buffer * self.n_components
         at = 0
         while at < rows.shape[0]:
-            if self._filled == room:
+            if filled == room:
                 values, vectors, shed = _shrink(own[:room], self.n_components)
-                self._filled = len(values)
-                own[: self._filled] = values[:, None] * vectors
-                self._shed += shed
-            count = min(room - self._filled, rows.shape[0] - at)
-            if self._filled + count > len(own):
+                filled = len(values)
+                if own is self._rows:
+                    own = own.copy()  # an error in a later decomposition leaves the sketch as it was
+                own[:filled] = values[:, None] * vectors
+                lost += shed
+            count = min(room - filled, rows.shape[0] - at)
+            if filled + count > len(own):
                 # Grows with the data: a large buffer costs nothing before it is used.
-                grown = min(room, max(2 * len(own), self._filled + count))
+                grown = min(room, max(2 * len(own), filled + count))
                 own = np.concatenate([own, np.zeros((grown - len(own), own.shape[1]), self.dtype)])
-            own[self._filled : self._filled + count] = rows[at : at + count]
-            self._filled += count
+            own[filled : filled + count] = rows[at : at + count]
+            filled += count
             at += count
-        self._rows = own
+        if not math.isfinite(lost):
+            raise ValueError(_TOO_LARGE.format(self.dtype))
+        self._rows, self._filled, self._shed = own, filled, lost
         self._final = None
 
     def merge(self, other: FrequentDirections) -> FrequentDirections:
@@ -141,6 +147,7 @@ class FrequentDirections:
         Raises:
             TypeError: other is no FrequentDirections.
             IncompatibleSketchError: another n_components, dtype or number of features.
+            ValueError: the numbers of both together are too large, as in partial_fit; nothing has been added.
         """
         if not isinstance(other, FrequentDirections):
             raise TypeError(f"other: expected a FrequentDirections, got {type(other).__name__}")
@@ -153,8 +160,7 @@ class FrequentDirections:
             return self
         with self._lock:
             self._start(other.n_features_in_)
-            self._append(other._rows[: other._filled])
-            self._shed += other._shed
+            self._append(other._rows[: other._filled], other._shed)
             self.n_seen_ += other.n_seen_
         return self
 
@@ -302,6 +308,8 @@ class FrequentDirections:
             raise ValueError(f"data: {error}") from None
         if filled > components * buffer or filled > seen or (features == 0 and seen):
             raise ValueError(f"data: expected at most {components * buffer} rows, got {filled} of {seen}")
+        integer(features, "data: n_features", 0, 2**48)
+        integer(seen, "data: n_seen", 0, 2**63 - 1)
         rows = _wire.array_of(record, (filled, features))
         if not (math.isfinite(shed) and shed >= 0) or not np.isfinite(rows).all():
             raise ValueError("data: expected finite rows and shed mass")
@@ -316,12 +324,16 @@ def _shrink(rows: NDArray[Any], n_components: int) -> tuple[NDArray[Any], NDArra
     """At most n_components singular values and vectors of rows shrunk, and what each squared value lost."""
     if rows.shape[0] == 0:
         return np.zeros(0, rows.dtype), np.zeros((0, rows.shape[1]), rows.dtype), 0.0
-    _, values, vectors = np.linalg.svd(rows, full_matrices=False)
     shed = 0.0
-    if len(values) > n_components:
-        lost = values[n_components]
-        shed = float(lost) ** 2
-        # (a - b)(a + b) keeps the digits that a^2 - b^2 loses.
-        values = np.sqrt((values[:n_components] - lost) * (values[:n_components] + lost))
-        vectors = vectors[:n_components]
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        _, values, vectors = np.linalg.svd(rows, full_matrices=False)
+        if len(values) > n_components:
+            lost = values[n_components]
+            shed = float(lost) * float(lost)
+            # (a - b)(a + b) keeps the digits that a^2 - b^2 loses; the product of the roots does not overflow.
+            values = np.sqrt(values[:n_components] - lost) * np.sqrt(values[:n_components] + lost)
+            vectors = vectors[:n_components]
+    # LAPACK may never return from rows that are not finite.
+    if not (math.isfinite(shed) and np.isfinite(values).all()):
+        raise ValueError(_TOO_LARGE.format(rows.dtype))
     return values, vectors, shed

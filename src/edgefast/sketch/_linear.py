@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefast.sketch._inputs import dense_array, is_sparse
 from edgefast.sketch._sparse import HASH_KINDS, EntryChunks
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class TransposedOperator:
         """The adjoint of y, shape (n_components,), or of the columns of y, shape (n_components, m)."""
         if getattr(y, "ndim", 1) == 1:
             return self._operator.adjoint(y)
-        return self._operator.adjoint(np.asarray(y).T).T
+        if is_sparse(y):
+            return self._operator.adjoint(y)  # says what is expected
+        return self._operator.adjoint(dense_array(y, "y")[0].T).T
 
     def __rmatmul__(self, x: Any) -> NDArray[Any]:
         return self._operator.transform(x)

@@ -80,6 +80,7 @@ def _apply(x: Any, seed: int, inverse: bool, out: NDArray[Any] | None, num_threa
         raise ValueError(f"x: expected vectors of at least one element along the last axis, got shape {x.shape}")
     d = x.shape[-1]
     op = SketchOperator("rotation", d, d, seed=seed)
+    same = False
     if out is None:
         result = target = np.empty(x.shape, x.dtype)
     else:
@@ -95,7 +96,7 @@ def _apply(x: Any, seed: int, inverse: bool, out: NDArray[Any] | None, num_threa
     threads = threads_for(16 * x.size, 1 << 20, num_threads)
     if x.size:
         view = target.reshape(-1, d)
-        if np.may_share_memory(source, view):
+        if same and target is out:
             source = view
         backends.kernels().rotate(source, rotation_signs_of(op), inverse, view, threads)
     if target is not result:

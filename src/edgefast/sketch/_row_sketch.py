@@ -14,7 +14,7 @@ from edgefast import backends
 from edgefast.backends import streams
 from edgefast.sketch import _wire
 from edgefast.sketch._arrays import threads_for
-from edgefast.sketch._checks import finite_number, integer, numeric, row_tiles, sum_exactly
+from edgefast.sketch._checks import checked_csr, finite_number, integer, numeric, row_tiles, sum_exactly
 from edgefast.sketch._operator import SketchOperator
 from edgefast.sketch.errors import IncompatibleSketchError, SketchOverflowError
 
@@ -186,15 +186,14 @@ class RowSketch:
 
         Raises:
             TypeError: X is no array or of a dtype that would be rounded.
-            ValueError: X has another number of columns, or contains NaN or infinity; row numbers beyond 2**40.
+            ValueError: X has another number of columns, contains NaN or infinity, or is a malformed sparse matrix; row
+                numbers beyond 2**40.
             SketchOverflowError: "int64": a number, or possibly a sum, does not fit.
         """
         exact = self._sums.dtype.kind == "i"
         real = _DTYPES["float64"] if exact else self._sums.dtype
         sparse = hasattr(X, "tocsr")
-        rows = X.tocsr() if sparse else numeric(X, "X", real)
-        if sparse:
-            numeric(np.empty(0, rows.dtype), "X", real)
+        rows = checked_csr(X, "X", real) if sparse else numeric(X, "X", real)
         if rows.ndim not in (1, 2) or rows.shape[-1] != self._n_columns:
             raise ValueError(f"X: expected shape (n, {self._n_columns}) or ({self._n_columns},), got {rows.shape}")
         if rows.ndim == 1:
@@ -252,11 +251,12 @@ class RowSketch:
             for tile in tiles:
                 part, units = scaled[: tile.stop - tile.start], integers[: tile.stop - tile.start]
                 source = rows[tile].toarray() if sparse else rows[tile]
-                np.multiply(source, 2.0**self._fraction_bits, out=part, dtype=np.float64)
+                with np.errstate(over="ignore"):  # reported below
+                    np.multiply(source, 2.0**self._fraction_bits, out=part, dtype=np.float64)
                 np.rint(part, out=part)
                 largest = np.maximum(part.max(axis=1), -part.min(axis=1))
                 if not (largest <= 2.0**62).all():
-                    raise self._unfit(largest)
+                    raise self._unfit(source)
                 mass += sum_exactly(largest.astype(np.int64))
                 if mass > _LIMIT:
                     raise SketchOverflowError(
@@ -271,12 +271,12 @@ class RowSketch:
             raise
         self._mass = mass
 
-    def _unfit(self, largest: NDArray[np.float64]) -> ValueError:
-        if not np.isfinite(largest).all():
+    def _unfit(self, rows: NDArray[Any]) -> ValueError:
+        if not _all_finite(rows):
             return ValueError("X: expected finite numbers, got NaN or infinity")
         return SketchOverflowError(
             f"X: expected magnitudes up to 2**{62 - self._fraction_bits} with fraction_bits={self._fraction_bits}, "
-            f"got {largest.max() / 2.0**self._fraction_bits:g}"
+            f"got {max(float(rows.max()), -float(rows.min())):g}"
         )
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
@@ -334,8 +334,10 @@ class RowSketch:
                     self._sums -= other._sums
             self._mass = mass
             self._n_seen += sign * other._n_seen
-            if used and sign > 0:
-                self._low, self._next = min(self._low, other._low), max(self._next, other._next)
+            if sign > 0 and self._stream == other._stream and other._low < other._next:
+                # A sketch without rows of its own takes over those of its stream: they count as used.
+                self._low = min(self._low, other._low) if used else other._low
+                self._next = max(self._next, other._next)
         return self
 
     def __iadd__(self, other: RowSketch) -> RowSketch:
@@ -346,7 +348,7 @@ class RowSketch:
         return self._combine(other, -1, True)
 
     def __imul__(self, weight: float) -> RowSketch:
-        """Weight all rows so far: an integer for "int64", any finite number otherwise."""
+        """Weight all rows so far: an integer for "int64", else any finite number of the accumulator's type."""
         if self._sums.dtype.kind == "i":
             factor = integer(weight, "weight", -_LIMIT, _LIMIT)
             with self._lock:
@@ -357,7 +359,7 @@ class RowSketch:
                 self._sums *= np.int64(factor)
                 self._mass = mass
             return self
-        number = finite_number(weight, "weight")
+        number = finite_number(weight, "weight", self._sums.dtype)
         with self._lock, np.errstate(all="ignore"):
             self._sums *= self._sums.dtype.type(number)
         return self
@@ -389,7 +391,9 @@ class RowSketch:
             n_columns - 1 coefficients, float64, in the order of the remaining columns.
 
         Raises:
+            TypeError: target is no integer.
             ValueError: no such column, or no other one.
+            numpy.linalg.LinAlgError: the sums have overflowed.
         """
         c = self._n_columns
         if c < 2:
@@ -407,6 +411,10 @@ class RowSketch:
 
         Returns:
             Singular values (k,), descending, and vectors (k, n_columns), each with its largest entry positive.
+
+        Raises:
+            TypeError, ValueError: k is no integer or out of range.
+            numpy.linalg.LinAlgError: the sums have overflowed.
         """
         count = integer(k, "k", 1, min(self.size, self._n_columns))
         _, values, vectors = np.linalg.svd(self.toarray().astype(np.float64, copy=False), full_matrices=False)

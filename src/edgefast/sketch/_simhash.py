@@ -145,8 +145,10 @@ class SimHash:
             at = 0
             for op, part in zip(ops, parts, strict=True):
                 projected = op.transform(tile, out=part[: len(tile)], num_threads=self._num_threads)
-                # Every output of an srht takes every input: one of them tells.
-                if not np.isfinite(projected[:, :1] if self._kind == "srht" else projected).all():
+                # All of them: an overflow may reach one output only. A sum is not finite when a term is not.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    finite = np.isfinite(projected.sum(dtype=np.float64)) or np.isfinite(projected).all()
+                if not finite:
                     raise ValueError("X: expected finite numbers whose projection is finite, got NaN or infinity")
                 if part is not buffer:
                     buffer[: len(tile), at : at + op.n_components] = projected

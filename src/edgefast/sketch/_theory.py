@@ -30,7 +30,8 @@ def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1)
 
     Raises:
         TypeError: an argument holds no numbers.
-        ValueError: `eps` outside (0, 1), or `n_samples` not positive and finite.
+        ValueError: `eps` outside (0, 1) or so small that the result does not fit, or `n_samples` not positive and
+            finite in float64.
 
     References:
         S. Dasgupta and A. Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003.
@@ -46,7 +47,11 @@ def johnson_lindenstrauss_min_dim(n_samples: ArrayLike, *, eps: ArrayLike = 0.1)
         raise ValueError(f"n_samples: expected positive values, got {n_samples!r}")
     if not np.all(points < np.inf):
         raise ValueError(f"n_samples: expected finite values, got {n_samples!r}")
-    return (4 * np.log(points) / (tolerance**2 / 2 - tolerance**3 / 3)).astype(np.int64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # reported below
+        least = np.asarray(4 * np.log(points) / (tolerance**2 / 2 - tolerance**3 / 3))
+    if not np.all(least < 2.0**63):
+        raise ValueError(f"eps: expected values that take fewer than 2**63 components, got {eps!r}")
+    return least.astype(np.int64)[()]
 
 
 def suggest_n_components(
@@ -79,7 +84,8 @@ def suggest_n_components(
 
     Raises:
         TypeError: n_samples or rank is no integer, eps or delta no number.
-        ValueError: a number out of range, both goals at once, or a kind without a choice ("rotation") or unknown.
+        ValueError: a number out of range or beyond what float64 computes with, both goals at once, or a kind without a
+            choice ("rotation") or unknown.
 
     References:
         S. Dasgupta and A. Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003; D. Achlioptas,
@@ -107,6 +113,15 @@ def suggest_n_components(
             raise ValueError(f"{name}: expected a value in (0, 1), got {value!r}")
     if n_samples is not None and rank is not None:
         raise ValueError("rank: expected either n_samples or rank, got both")
+    try:
+        return _components(float(eps), delta, n_samples, rank, kind)
+    except (OverflowError, ZeroDivisionError):
+        raise ValueError(
+            f"eps: expected goals that float64 can compute with, got eps={eps!r}, delta={delta!r}"
+        ) from None
+
+
+def _components(eps: float, delta: float | None, n_samples: int | None, rank: int | None, kind: str) -> int:
     failure = 0.01 if delta is None else float(delta)
     pairs = 1
     if n_samples is not None:
@@ -126,11 +141,13 @@ def suggest_n_components(
 
 
 def _numbers(value: ArrayLike, name: str) -> NDArray[np.float64]:
-    if np.asarray(value).dtype.kind in "iufO":
-        try:
+    try:
+        if np.asarray(value).dtype.kind in "iufO":
             return np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            pass
+    except OverflowError:
+        raise ValueError(f"{name}: expected finite values, got integers beyond float64") from None
+    except (TypeError, ValueError):
+        pass
     raise TypeError(f"{name}: expected a number or an array of numbers, got {value!r}")
 
 
