@@ -314,7 +314,17 @@ void finish(Queue* q) {
             if (!q->told_first) q->told_last = nullptr;
             Waiter* w = static_cast<Waiter*>(p->owner);
             PyObject* heard = PyObject_CallOneArg(w->callback, w->future);
-            if (!heard) PyErr_WriteUnraisable(w->callback);
+            if (!heard) {
+                // Such as Ctrl-C, before the waiter was told: it is, and then the signal comes again.
+                const bool interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+                if (interrupted)
+                    PyErr_Clear();
+                else
+                    PyErr_WriteUnraisable(w->callback);
+                heard = PyObject_CallOneArg(w->callback, w->future);
+                if (!heard) PyErr_WriteUnraisable(w->callback);
+                if (interrupted) PyErr_SetInterrupt();
+            }
             if (heard != Py_True) pass_on(q, w->kind);
             Py_XDECREF(heard);
             Py_DECREF(reinterpret_cast<PyObject*>(w));
