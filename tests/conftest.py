@@ -119,7 +119,8 @@ def _interrupted(install: Callable[[Any], object], events: tuple[str, ...]) -> I
 @pytest.fixture
 def ctrl_c_at_every_line() -> Iterator[Each]:
     """`for n in f(work, *modules)`: calls work() again and again, each time with Ctrl-C before the next line of the
-    modules' code, until one call ends before its line is reached. Asks that each of the others is interrupted. step=3: every third."""
+    modules' code, until one call ends before its line is reached. Asks that each of the others is interrupted.
+    With step=3 every third line."""
     yield from _interrupted(sys.settrace, ("line",))
 
 

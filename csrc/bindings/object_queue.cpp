@@ -306,6 +306,7 @@ void pass_on(Queue* q, Kind kind) {
 void finish(Queue* q) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    bool interrupted = false;
     while (q->after) {
         q->after = false;
         while (q->told_first) {
@@ -315,15 +316,15 @@ void finish(Queue* q) {
             Waiter* w = static_cast<Waiter*>(p->owner);
             PyObject* heard = PyObject_CallOneArg(w->callback, w->future);
             if (!heard) {
-                // Such as Ctrl-C, before the waiter was told: it is, and then the signal comes again.
-                const bool interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
-                if (interrupted)
+                // Such as Ctrl-C, before the waiter was told: it is now, and the signal comes again at the end.
+                if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
                     PyErr_Clear();
-                else
+                    interrupted = true;
+                } else {
                     PyErr_WriteUnraisable(w->callback);
+                }
                 heard = PyObject_CallOneArg(w->callback, w->future);
                 if (!heard) PyErr_WriteUnraisable(w->callback);
-                if (interrupted) PyErr_SetInterrupt();
             }
             if (heard != Py_True) pass_on(q, w->kind);
             Py_XDECREF(heard);
@@ -337,6 +338,7 @@ void finish(Queue* q) {
         if (!result) PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(q));
         Py_XDECREF(result);
     }
+    if (interrupted) PyErr_SetInterrupt();
     PyErr_Restore(type, value, traceback);
 }
 

@@ -9,7 +9,18 @@ from typing import Any
 import pipeline_functions as f
 import pytest
 
-from edgefast.pipeline import Pipeline, PipelineError, Stage, _order, _pool, _results, _runtime, _tasks, _threads, pipeline
+from edgefast.pipeline import (
+    Pipeline,
+    PipelineError,
+    Stage,
+    _order,
+    _pool,
+    _results,
+    _runtime,
+    _tasks,
+    _threads,
+    pipeline,
+)
 
 WAIT = 10.0
 MODULES = (pipeline, _runtime, _results, _threads, _tasks, _pool, _order)
@@ -83,7 +94,8 @@ def test_it_goes_on(
                 p.join()
                 assert list(p.map([1, 2, 3])) == [-2, -4, -6], n
         except PipelineError as error:  # it was interrupted while it started
-            assert isinstance(error.__cause__, KeyboardInterrupt), n
+            if not isinstance(error.__cause__, KeyboardInterrupt):
+                raise
             failed += 1
             p.shutdown()
             assert p._core.closed.wait(WAIT), n

@@ -5,6 +5,7 @@ Its waiting is the standard library's threading.Condition, whose own code is not
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefast.queues import Empty, _latest, _pure, _record_pure
+from edgefast.queues import Empty, _latest, _loops, _pure, _record_pure
 
 WAIT = 10.0
 
@@ -112,9 +113,12 @@ def test_latest(ctrl_c_at_every_call: Callable[..., Iterator[int]]) -> None:
         with contextlib.suppress(Empty):
             box.get(newer_than=2, timeout=1e-3)
 
+    def again() -> int:
+        return box.set(9)
+
     for n in ctrl_c_at_every_call(work, _latest):
         assert box.version == (box.get().value if box.version else 0), n
-        assert in_thread(lambda: box.set(9)) == box.version, n
+        assert in_thread(again) == box.version, n
         box = _latest.Latest()
     assert n > 10
 
@@ -140,4 +144,31 @@ def test_who_waits_is_woken(ctrl_c_at_every_call: Callable[..., Iterator[int]]) 
         assert not waiter.is_alive(), n
         wait()
     assert n > 10
+    q.put(1)
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_a_task_that_waits_is_woken(kind: str, ctrl_c_at_every_call: Callable[..., Iterator[int]]) -> None:
+    make: Any = _pure.Queue
+    if kind == "native":
+        make = pytest.importorskip("edgefast.queues._native_queue").Queue
+    q: Any = None
+    waiter = threading.Thread()
+
+    def wait() -> None:
+        nonlocal q, waiter
+        q = make()
+        waiter = threading.Thread(target=lambda: asyncio.run(q.aget()), daemon=True)
+        waiter.start()
+        while not q.statistics().tasks_waiting_receive:
+            time.sleep(1e-4)
+
+    wait()
+    for n in ctrl_c_at_every_call(lambda: q.put(1), _pure, _loops):
+        if not q.statistics().put_count:  # which tells whom put() could not tell any more
+            q.put(1)
+        waiter.join(WAIT)
+        assert not waiter.is_alive(), n
+        wait()
+    assert n > 3
     q.put(1)

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from edgefast.queues._checks import batch_of, count, seconds
@@ -380,25 +380,25 @@ class Queue(QueueBase[T]):
     def _report(self) -> None:
         """Tells the loops of asyncio waiters and calls the listeners, outside of the operation and the lock."""
         while self._told or self._went_high or self._went_low:
-            with self._lock:
-                told, self._told = self._told, deque()
-                high, low = self._went_high, self._went_low
-                self._went_high = self._went_low = False
-            self._tell(iter(told))
+            told: deque[_Waiter] = deque()
+            try:
+                with self._lock:
+                    told, self._told = self._told, deque()
+                    high, low = self._went_high, self._went_low
+                    self._went_high = self._went_low = False
+                self._tell(told)
+            except BaseException:  # Ctrl-C: nobody else tells them
+                self._tell(told)
+                raise
             if self._listening and (high or low):
                 call_listeners(self._owner(), high, low)
 
-    def _tell(self, told: Iterator[_Waiter]) -> None:
+    def _tell(self, told: deque[_Waiter]) -> None:
         for waiter in told:
             assert waiter.callback is not None
-            try:
-                if not waiter.callback(waiter.future):
-                    with self._lock:
-                        self._pass_on(waiter.kind)
-            except BaseException:  # Ctrl-C: nobody else tells them
-                waiter.callback(waiter.future)
-                self._tell(told)
-                raise
+            if not waiter.callback(waiter.future):
+                with self._lock:
+                    self._pass_on(waiter.kind)
 
     def _sleep(self, kind: int, deadline: float, need: int = 0, keeps_place: bool = False) -> bool:
         """Waits for a turn; False after the deadline. Lets the lock go meanwhile, and tells who was woken so far."""
