@@ -53,6 +53,9 @@ class MeanAccumulator:
         partial: updates may lack dict keys; each tensor is divided by the weight of the updates that have it.
         num_threads: threads to use; None for the default (see edgefast.using).
 
+    After an exception out of a signal handler, such as Ctrl-C, the update was added or it was not. Where it was half
+    added the methods raise RuntimeError from then on, until reset().
+
     Raises:
         DtypeMismatch: the template holds something that cannot be averaged.
         ValueError: an unknown option, ints="first" with accumulate="reproducible", or partial sketches.

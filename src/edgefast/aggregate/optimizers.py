@@ -101,6 +101,7 @@ class ServerOptimizer:
                 steps.
             ZeroWeightError: the accumulator is empty.
             TypeError, ValueError: out cannot be written.
+            RuntimeError: an earlier step was interrupted, such as by Ctrl-C, and has moved a part of the state.
         """
         with self._lock, contextlib.ExitStack() as stack:
             self._check_whole()

@@ -47,7 +47,8 @@ class TrimmedMeanAccumulator:
     pass without a trace, and the values left out are exactly those `trimmed_mean` leaves out. The sum is float64 in
     the order of arrival; against `trimmed_mean` (ascending order) the result may differ by K * 2**-53 of the mean
     size of the values before its last rounding. Holds 2 f + 2 times a float32 model (f + 1 times a float64 one,
-    twice). Methods may be called from several threads at once.
+    twice). Methods may be called from several threads at once. After a Ctrl-C that came while an update was added they
+    raise RuntimeError until reset().
 
     Args:
         template: an update (see weighted_mean) whose containers, keys, shapes and dtypes every other has to have.

@@ -540,7 +540,10 @@ class Queue(QueueBase[T]):
         try:
             while len(items) < n and self._qsize():
                 items.append(self._remove(True))
-                self._count_gone(how, 1)
+                if how == "_gets":
+                    self._gets += 1
+                else:
+                    self._count_gone(how, 1)
             self._settle()
             self._finish(0)
             self._after_take()
