@@ -513,15 +513,25 @@ class Queue(QueueBase[T]):
                     return False
                 excess = self._excess(size)
         gone = []
+        before = self._dropped_oldest
         try:
             for _ in range(excess):
                 gone.append(self._remove(False))
-                self._count_gone("_dropped_oldest", 1)
+                self._dropped_oldest += 1
         except BaseException:
+            excess = self._dropped_oldest - before
             self._mend("_dropped_oldest")
+            self._finish(excess)
             raise
         try:
             self._push(item, size)
+        except BaseException:
+            self._mend("_puts")
+            self._finish(excess)
+            raise
+        # The dropped ones are done after the new one came. No call here, so no Ctrl-C.
+        self._unfinished = self._unfinished - excess if self._unfinished > excess else 0
+        try:
             self._settle()
             if excess:
                 self._finish(0)
