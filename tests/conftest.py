@@ -74,43 +74,58 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture
-def ctrl_c_at_every_line() -> Iterator[Callable[..., Iterator[int]]]:
-    """`for n in f(work, *modules)`: calls work() again and again, each time with Ctrl-C before the next line of the
-    modules' code, until one call ends before its line is reached. Asks that each of the others is interrupted."""
+Each = Callable[..., Iterator[int]]
 
-    def each(work: Callable[[], Any], *modules: ModuleType) -> Iterator[int]:
+
+def _interrupted(install: Callable[[Any], object], events: tuple[str, ...]) -> Iterator[Each]:
+    def each(work: Callable[[], Any], *modules: ModuleType, step: int = 1) -> Iterator[int]:
         files = {module.__file__ for module in modules}
-        number = 0
+        number = 1 - step
         left = 0
 
         def trace(frame: FrameType, event: str, argument: object) -> Any:
             nonlocal left
-            if frame.f_code.co_filename not in files:
+            code = frame.f_code
+            if code.co_filename not in files or code.co_name in ("__del__", "<genexpr>"):  # which may ignore it
                 return None
-            if event == "line":
+            if event in events:
                 left -= 1
                 if left == 0:
                     signal.raise_signal(signal.SIGINT)
             return trace
 
         while True:
-            number += 1
+            number += step
             left = number
-            tracer = sys.gettrace()
-            sys.settrace(trace)
+            before = sys.gettrace() if install is sys.settrace else sys.getprofile()
+            install(trace)
             try:
                 work()
                 interrupted = False
             except KeyboardInterrupt:
                 interrupted = True
             finally:
-                sys.settrace(tracer)
+                install(before)
             yield number
             if left > 0:
                 return
-            assert interrupted, f"Ctrl-C before line {number} was lost"
+            assert interrupted, f"Ctrl-C number {number} was lost"
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield each
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def ctrl_c_at_every_line() -> Iterator[Each]:
+    """`for n in f(work, *modules)`: calls work() again and again, each time with Ctrl-C before the next line of the
+    modules' code, until one call ends before its line is reached. Asks that each of the others is interrupted.
+    With step=3 every third line."""
+    yield from _interrupted(sys.settrace, ("line",))
+
+
+@pytest.fixture
+def ctrl_c_at_every_call() -> Iterator[Each]:
+    """As ctrl_c_at_every_line, where CPython looks for signals: as a function begins and after one in C returned. For
+    code that holds a lock: between the end of a with block and its __exit__ no signal comes, but a line does."""
+    yield from _interrupted(sys.setprofile, ("call", "c_return"))

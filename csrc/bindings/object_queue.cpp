@@ -306,6 +306,7 @@ void pass_on(Queue* q, Kind kind) {
 void finish(Queue* q) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    bool interrupted = false;
     while (q->after) {
         q->after = false;
         while (q->told_first) {
@@ -314,7 +315,17 @@ void finish(Queue* q) {
             if (!q->told_first) q->told_last = nullptr;
             Waiter* w = static_cast<Waiter*>(p->owner);
             PyObject* heard = PyObject_CallOneArg(w->callback, w->future);
-            if (!heard) PyErr_WriteUnraisable(w->callback);
+            if (!heard) {
+                // Such as Ctrl-C, before the waiter was told: it is now, and the signal comes again at the end.
+                if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+                    PyErr_Clear();
+                    interrupted = true;
+                } else {
+                    PyErr_WriteUnraisable(w->callback);
+                }
+                heard = PyObject_CallOneArg(w->callback, w->future);
+                if (!heard) PyErr_WriteUnraisable(w->callback);
+            }
             if (heard != Py_True) pass_on(q, w->kind);
             Py_XDECREF(heard);
             Py_DECREF(reinterpret_cast<PyObject*>(w));
@@ -327,6 +338,7 @@ void finish(Queue* q) {
         if (!result) PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(q));
         Py_XDECREF(result);
     }
+    if (interrupted) PyErr_SetInterrupt();
     PyErr_Restore(type, value, traceback);
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import weakref
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -403,12 +404,45 @@ _SOURCES: dict[str, Callable[[Path], Source]] = {
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
+def _beside(file: Path) -> Path:
+    """What a file is called until it is whole."""
+    return file.with_name(f".{file.name}.{os.getpid()}.part")
+
+
+def _unlink(parts: list[Path]) -> None:
+    for part in parts:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """The name of another file, which takes the place of this one when the block ends, and is removed if that fails.
+    What is there and no regular file, such as /dev/stdout, is written to itself."""
+    if file.exists() and not file.is_file():
+        yield file
+        return
+    part = _beside(file)
+    try:
+        yield part
+        os.replace(part, file)
+    except OSError as error:
+        if error.filename == os.fspath(part):
+            error.filename, error.filename2 = os.fspath(file), None
+        raise
+    finally:
+        _unlink([part])
+
+
 class Sink(ABC):
     """A table being written; a context manager that gives the file its name when the block ends without an error."""
 
     def __init__(self, file: Path) -> None:
         self._target = file
-        self._part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        self._part = _beside(file)
+        self._parts = [self._part]
+        # For Ctrl-C before the with block begins, or within its end.
+        self._remove = weakref.finalize(self, _unlink, self._parts)
 
     def __enter__(self) -> Sink:
         return self
@@ -419,8 +453,8 @@ class Sink(ABC):
             if kind is None:
                 os.replace(self._part, self._target)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._part)
+            _unlink(self._parts)
+            self._remove.detach()
 
     @abstractmethod
     def write(self, rows: Any) -> None:
@@ -505,16 +539,17 @@ class _NpzSink(Sink):
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        self._members: dict[str, tuple[Path, IO[bytes], _NpyWriter]] = {}
+        self._members: dict[str, tuple[IO[bytes], _NpyWriter]] = {}
         self._columns: int | None = None  # of CSR rows
         self._entries = 0
 
     def _append(self, key: str, array: NDArray[Any]) -> None:
         if key not in self._members:
             part = self._part.with_suffix(f".{key}")
+            self._parts.append(part)
             stream = open(part, "w+b")  # noqa: SIM115 - closed by _close
-            self._members[key] = part, stream, _NpyWriter(stream)
-        self._members[key][2].write(array)
+            self._members[key] = stream, _NpyWriter(stream)
+        self._members[key][1].write(array)
 
     def write(self, rows: Any) -> None:
         if not hasattr(rows, "tocsr"):
@@ -533,15 +568,14 @@ class _NpzSink(Sink):
             if not failed:
                 self._assemble()
         finally:
-            for part, stream, _ in self._members.values():
+            for stream, _ in self._members.values():
                 stream.close()
-                part.unlink(missing_ok=True)
 
     def _assemble(self) -> None:
         if not self._members:
             self._append("rows", np.empty((0, 0), np.float32))
         with zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for key, (_, stream, writer) in self._members.items():
+            for key, (stream, writer) in self._members.items():
                 writer.close(np.empty(0))
                 stream.seek(0)
                 # A fixed date: the same rows give the same bytes.
@@ -549,7 +583,7 @@ class _NpzSink(Sink):
                     while piece := stream.read(1 << 20):
                         member.write(piece)
             if self._columns is not None:
-                count = self._members["indptr"][2].count - 1
+                count = self._members["indptr"][1].count - 1
                 for key, value in (("format", np.array(b"csr")), ("shape", np.array([count, self._columns]))):
                     with archive.open(zipfile.ZipInfo(key + ".npy"), "w") as member:
                         np.lib.format.write_array(member, value, allow_pickle=False)  # type: ignore[arg-type]

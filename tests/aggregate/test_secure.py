@@ -9,7 +9,7 @@ import pickle
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -688,3 +688,20 @@ def test_errors_are_values_and_travel() -> None:
     assert str(again) == str(error) == "mask: expected at least 3 clients (the threshold), got 2"
     assert "advertise" in repr(SecureAggregator(np.zeros(3), 3))
     assert "SecureClient 2" in repr(SecureClient(2, SecureAggregator(np.zeros(3), 3).setup()))
+
+
+def test_a_sum_that_was_interrupted_is_the_same_when_asked_for_again(
+    ctrl_c_at_every_call: Callable[..., Iterator[int]],
+) -> None:
+    whole = SecureAggregator(model(0), 3, 2)
+    run(whole, {i: SecureClient(i, whole.setup()) for i in range(3)}, {i: model(i) for i in range(3)})
+    expected = pickle_free_copy(whole).ring_sum()
+    server = pickle_free_copy(whole)
+
+    def work() -> None:
+        server.ring_sum()
+
+    for n in ctrl_c_at_every_call(work, secure, _ring):
+        assert np.array_equal(server.ring_sum(), expected), n
+        server = pickle_free_copy(whole)
+    assert n > 50

@@ -148,10 +148,10 @@ def test_a_pipeline_that_ends_while_a_reader_comes(method: str) -> None:
     p = Pipeline([f.double])
     real = p._core.open_reader
 
-    def late() -> Any:
+    def late(*args: Any) -> None:
         p.shutdown()
         assert p.join(WAIT)
-        return real()
+        real(*args)
 
     p._core.open_reader = late  # type: ignore[method-assign]
     p.submit(1)

@@ -53,6 +53,9 @@ class MeanAccumulator:
         partial: updates may lack dict keys; each tensor is divided by the weight of the updates that have it.
         num_threads: threads to use; None for the default (see edgefast.using).
 
+    After an exception out of a signal handler, such as Ctrl-C, the update was added or it was not. Where it was half
+    added the methods raise RuntimeError from then on, until reset().
+
     Raises:
         DtypeMismatch: the template holds something that cannot be averaged.
         ValueError: an unknown option, ints="first" with accumulate="reproducible", or partial sketches.
@@ -130,15 +133,39 @@ class MeanAccumulator:
         self._counts: list[int] = [0] * tensors
         # Whether the sums hold rubbish: the first update overwrites them without reading, others clear them first.
         self._stale = False
+        #: Set while the sums change.
+        self._torn = False
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError(
+                "MeanAccumulator: an add() or merge() was interrupted and its update is half added; "
+                "expected reset(), or a copy made before"
+            )
 
     def _settle(self) -> None:
-        """Clear the sums where a reset left that to whoever reads them next."""
+        """For who reads or changes the sums: they are whole, and cleared where a reset left that to the next."""
+        self._check_whole()
+        self._clear()
+
+    def _clear(self) -> None:
         if self._stale:
-            self._stale = False
             for sums, index in zip(self._sums, self._index, strict=True):
                 sums.fill(0)
                 if index is not None:
                     index.fill(len(sums) - 1)
+            self._stale = False
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """The sums change: if that is interrupted nobody takes them for whole."""
+        self._check_whole()
+        try:
+            yield
+            self._torn = False
+        finally:
+            if self._torn and self._count == 0:  # the first update overwrites them
+                self._stale, self._torn = True, False
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -266,11 +293,12 @@ class MeanAccumulator:
         self, models: list[list[Any] | None], weights: list[float], unscreened: list[object] | None = None
     ) -> None:
         """Adds models; `unscreened` are their names where nobody has looked for NaN yet."""
-        with self._lock:
+        with self._lock, self._change():
             used = [(m, w) for m, w in zip(models, weights, strict=True) if m is not None]
             added = False
             if unscreened is not None:
                 if self._count == 0:
+                    self._torn = True
                     self._add_up(used)
                     added = self._sums_are_finite()
                     self._stale = not added
@@ -289,6 +317,7 @@ class MeanAccumulator:
                 return
             if self._accumulate == "reproducible" and self._count + len(used) > _policy.MOST_UPDATES:
                 raise ValueError(f"accumulator: expected at most {_policy.MOST_UPDATES} updates in reproducible sums")
+            self._torn = True
             if not added:
                 self._add_up(used)
             for m, w in used:
@@ -328,7 +357,7 @@ class MeanAccumulator:
     def _accumulate_packed(self, rows: list[Any], weights: list[float], fresh: bool) -> None:
         """Compressed updates of one format, dequantised on the way into the sums."""
         if not fresh:
-            self._settle()
+            self._clear()
         threads = backends.num_threads(self._num_threads)
         for t in self._averaged:
             add_packed(rows, weights, t, self._template.arrays[t], fresh, self._sums[t], threads)
@@ -339,13 +368,13 @@ class MeanAccumulator:
         kernels = backends.kernels()
         sums = [self._sums[t] for t in tensors]
         if self._accumulate == "reproducible":
-            self._settle()
+            self._clear()
             index = self._indices(tensors)
             for row, w in zip(rows, weights, strict=True):
                 kernels.binned_add(row, w, sums, index, threads)
             return
         if not fresh:
-            self._settle()
+            self._clear()
         kernels.add_weighted(rows, weights, self._accumulate == "float32", fresh, sums, threads)
         self._stale = False
 
@@ -374,13 +403,14 @@ class MeanAccumulator:
         if (mine := self._signature()) != (theirs := other._signature()):
             raise StructureMismatch.of("other", None, mine, theirs)
         snapshot = other.copy()
-        with self._lock:
-            self._settle()
+        with self._lock, self._change():
+            self._clear()
             if self._accumulate == "reproducible":
                 if self._count + snapshot._count > _policy.MOST_UPDATES:
                     raise ValueError(
                         f"accumulator: expected at most {_policy.MOST_UPDATES} updates in reproducible sums"
                     )
+                self._torn = True
                 backends.kernels().binned_merge(
                     [snapshot._sums[t] for t in self._averaged],
                     snapshot._indices(self._averaged),
@@ -390,6 +420,7 @@ class MeanAccumulator:
                     backends.num_threads(self._num_threads),
                 )
             else:
+                self._torn = True
                 with np.errstate(all="ignore"):
                     for t in self._averaged:
                         self._sums[t] += snapshot._sums[t]
@@ -429,6 +460,7 @@ class MeanAccumulator:
         if self._sketch is not None and out is not None:
             raise TypeError("out: expected None, the result being a sketch")
         with self._lock:
+            self._check_whole()
             if self._total == 0:
                 raise ZeroWeightError("expected at least one update of weight above 0, got none")
             groups: dict[float | int, list[int]] = {}

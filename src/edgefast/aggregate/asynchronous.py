@@ -79,7 +79,7 @@ class FedBuff:
         self._template = Template(model, client="model")
         self._model = [a.copy() for a in self._template.arrays]
         self._buffer = MeanAccumulator(model, num_threads=num_threads)
-        self._count = 0
+        self._spent = False  # the updates in the buffer are part of the model already
         self._version = 0
         self._lock = threading.Lock()
 
@@ -94,7 +94,7 @@ class FedBuff:
     @property
     def pending(self) -> int:
         """Updates in the buffer."""
-        return self._count
+        return 0 if self._spent else self._buffer.count
 
     @property
     def model(self) -> Any:
@@ -127,18 +127,24 @@ class FedBuff:
             total = factor * _policy.one_weight(weight, "weight")
             if total == 0:
                 raise ValueError("weight: expected a weight and a staleness above 0, got 0.0")
+            if self._spent:
+                self._empty()
             self._buffer.add(delta, total, client=client)
-            self._count += 1
-            if self._count < self._buffer_size:
+            if self._buffer.count < self._buffer_size:
                 return False
             mean = self._template.flatten(self._buffer.result(), "mean")
-            scale = self._lr * (self._buffer.weight / self._count if self._normalize == "count" else 1.0)
-            for x, d in zip(self._model, mean, strict=True):
+            scale = self._lr * (self._buffer.weight / self._buffer.count if self._normalize == "count" else 1.0)
+            model = [x.copy() for x in self._model]
+            for x, d in zip(model, mean, strict=True):
                 _add_scaled(x, d, scale)
-            self._buffer.reset()
-            self._count = 0
-            self._version += 1
+            # In one step: after Ctrl-C it was made, or the updates are still in the buffer.
+            self._model, self._version, self._spent = model, self._version + 1, True
+            self._empty()
             return True
+
+    def _empty(self) -> None:
+        self._buffer.reset()
+        self._spent = False
 
 
 def _add_scaled(x: Array, d: Array, scale: float) -> None:

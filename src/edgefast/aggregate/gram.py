@@ -100,9 +100,12 @@ class GramAccumulator:
 
         batch.screened(lambda: None, compute)
         with self._lock, np.errstate(invalid="ignore"):
-            self._distances += distances
-            self._products += products
-            self._size += sum(a.size for a in batch.rows[0])
+            self._add_up(distances, products, sum(a.size for a in batch.rows[0]))
+
+    def _add_up(self, distances: Array, products: Array, size: int) -> None:
+        """Add to the sums, all of it or, after Ctrl-C, nothing."""
+        sums = self._distances + distances, self._products + products
+        (self._distances, self._products), self._size = sums, self._size + size
 
     def merge(self, other: GramAccumulator) -> None:
         """Add the coordinates another accumulator of the same K updates has seen; `other` is not changed.
@@ -117,9 +120,7 @@ class GramAccumulator:
             raise StructureMismatch.of("other", None, f"{self._count} updates", other._count)
         seen = other.copy()
         with self._lock, np.errstate(invalid="ignore"):
-            self._distances += seen._distances
-            self._products += seen._products
-            self._size += seen._size
+            self._add_up(seen._distances, seen._products, seen._size)
 
     def __iadd__(self, other: GramAccumulator) -> GramAccumulator:
         self.merge(other)

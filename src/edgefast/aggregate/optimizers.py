@@ -53,6 +53,9 @@ class ServerOptimizer:
     _rule: ClassVar[str]
     _states: ClassVar[tuple[str, ...]]  # which of m and v the rule has
 
+    #: Set while a step changes the state.
+    _torn = False
+
     def __init__(self, lr: float, *, num_threads: int | None = None) -> None:
         self.lr: float = _number(lr, "lr", 0, np.inf, open_low=True)
         if num_threads is not None:
@@ -98,8 +101,10 @@ class ServerOptimizer:
                 steps.
             ZeroWeightError: the accumulator is empty.
             TypeError, ValueError: out cannot be written.
+            RuntimeError: an earlier step was interrupted, such as by Ctrl-C, and has moved a part of the state.
         """
         with self._lock, contextlib.ExitStack() as stack:
+            self._check_whole()
             template = Template(x, client="x")
             if self._template is not None and (mine := _shape(self._template)) != (theirs := _shape(template)):
                 raise StructureMismatch.of("x", None, mine, theirs)
@@ -113,6 +118,7 @@ class ServerOptimizer:
             targets, copies = template.outputs(out, [])
             self._begin(template, floats)
             numbers = self._numbers(self._round + 1)
+            self._torn = True
             backends.kernels().server_step(
                 _RULES[self._rule],
                 numbers,
@@ -125,31 +131,40 @@ class ServerOptimizer:
                 [targets[t] for t in floats],
                 backends.num_threads(self.num_threads),
             )
+            self._round, self._torn = self._round + 1, False
             for t in set(range(len(model))) - set(floats):
                 np.copyto(targets[t], values[t])
             for part, target in copies:
                 np.copyto(target, part)
-            self._round += 1
         return template.build(targets) if out is None else out
 
     def _begin(self, template: Template, floats: list[int]) -> None:
         if self._template is not None:
             return
+        m: list[Array] = []
+        v: list[Array] = []
         for t in floats:
             a = template.arrays[t]
             dtype = np.float64 if a.dtype == np.float64 else np.float32
             if "m" in self._states:
-                self._m.append(np.zeros(a.shape, dtype))
+                m.append(np.zeros(a.shape, dtype))
             if "v" in self._states:
-                self._v.append(np.full(a.shape, self._initial_v, dtype))
+                v.append(np.full(a.shape, self._initial_v, dtype))
         # Only the shape of things is kept, not the caller's arrays.
-        self._template = template
         template.arrays = [np.broadcast_to(np.zeros((), a.dtype), a.shape) for a in template.arrays]
+        self._template, self._m, self._v = template, m, v
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError(
+                f"{type(self).__name__}: a step() was interrupted and has moved a part of the state; "
+                "reset() it, or load_state_dict() what was saved before"
+            )
 
     def reset(self) -> None:
         """Forget the state: the next step is the first."""
         with self._lock:
-            self._template, self._m, self._v, self._round = None, [], [], 0
+            self._template, self._m, self._v, self._round, self._torn = None, [], [], 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on, as copies: numbers, strings, and numpy arrays under "m" and "v".
@@ -157,6 +172,7 @@ class ServerOptimizer:
         Arrays are in the order of the model's floating-point tensors. `load_state_dict` restores it exactly.
         """
         with self._lock:
+            self._check_whole()
             state: dict[str, Any] = {
                 "version": _STATE_VERSION,
                 "rule": type(self).__name__,
@@ -209,6 +225,7 @@ class ServerOptimizer:
                     to[...] = array
         with self._lock:
             self._template, self._m, self._v, self._round = fresh._template, fresh._m, fresh._v, round_
+            self._torn = False
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self._options().items())

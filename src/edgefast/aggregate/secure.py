@@ -385,8 +385,9 @@ class SecureAggregator:
         with self._lock:
             if self._step != "done":
                 self._require("unmask", self._unmasked)
-                add_masks(self._total, self._masks(), self._num_threads)
-                self._step = "done"
+                total = self._total.copy()
+                add_masks(total, self._masks(), self._num_threads)
+                self._total, self._step = total, "done"  # in one step, or after Ctrl-C some would be lifted twice
             return self._total.view(f"<i{self._total.itemsize}").astype(np.int64)
 
     def result(self) -> Any:

@@ -47,7 +47,8 @@ class TrimmedMeanAccumulator:
     pass without a trace, and the values left out are exactly those `trimmed_mean` leaves out. The sum is float64 in
     the order of arrival; against `trimmed_mean` (ascending order) the result may differ by K * 2**-53 of the mean
     size of the values before its last rounding. Holds 2 f + 2 times a float32 model (f + 1 times a float64 one,
-    twice). Methods may be called from several threads at once.
+    twice). Methods may be called from several threads at once. After a Ctrl-C that came while an update was added they
+    raise RuntimeError until reset().
 
     Args:
         template: an update (see weighted_mean) whose containers, keys, shapes and dtypes every other has to have.
@@ -114,6 +115,15 @@ class TrimmedMeanAccumulator:
         }
         self._count = 0
         self._dropped = 0
+        #: Set while an update is being added.
+        self._torn = False
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError(
+                "TrimmedMeanAccumulator: an add() or merge() was interrupted and its update is half added; "
+                "expected reset(), or a copy made before"
+            )
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -164,8 +174,11 @@ class TrimmedMeanAccumulator:
             _log.warning("TrimmedMeanAccumulator: dropped update %s with NaN or infinity", name)
             return
         with self._lock:
+            self._check_whole()
+            self._torn = True
             self._keep({t: arrays[t] for t in self._kept})
             self._push(inputs, False, threads)
+            self._torn = False
 
     def _push(self, row: list[Array], from_images: bool, threads: int) -> None:
         stage = 0 if self._count < self._f else 1 if self._count < 2 * self._f else 2
@@ -198,6 +211,8 @@ class TrimmedMeanAccumulator:
         seen = other.copy()
         threads = backends.num_threads(self._num_threads)
         with self._lock:
+            self._check_whole()
+            self._torn = True
             if seen._count:
                 self._keep(seen._kept)
             for j in range(min(seen._f, seen._count)):
@@ -208,6 +223,7 @@ class TrimmedMeanAccumulator:
                 mine_sums += theirs_sums
             self._count += max(0, seen._count - 2 * seen._f)
             self._dropped += seen._dropped
+            self._torn = False
 
     def __iadd__(self, other: TrimmedMeanAccumulator) -> TrimmedMeanAccumulator:
         self.merge(other)
@@ -231,6 +247,7 @@ class TrimmedMeanAccumulator:
             StructureMismatch, ShapeMismatch, DtypeMismatch, TypeError, ValueError: out does not fit.
         """
         with self._lock:
+            self._check_whole()
             inside = self._count - 2 * self._f
             if inside < 1:
                 expected, got = f"at least {2 * self._f + 1} updates (2f < K with f={self._f})", self._count
@@ -278,6 +295,7 @@ class TrimmedMeanAccumulator:
         twin = copy.copy(self._template)
         other = TrimmedMeanAccumulator.__new__(TrimmedMeanAccumulator)
         with self._lock:
+            self._check_whole()
             other._template = twin
             other._f, other._ints, other._nonfinite = self._f, self._ints, self._nonfinite
             other._num_threads, other._averaged = self._num_threads, self._averaged
@@ -286,7 +304,7 @@ class TrimmedMeanAccumulator:
             other._high = [a.copy() for a in self._high]
             other._sums = [a.copy() for a in self._sums]
             other._kept = {t: a.copy() for t, a in self._kept.items()}
-            other._count, other._dropped = self._count, self._dropped
+            other._count, other._dropped, other._torn = self._count, self._dropped, False
         return other
 
     __copy__ = copy
@@ -422,5 +440,5 @@ class TrimmedMeanAccumulator:
         if ints == "skip":
             self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
         self._low, self._high, self._sums, self._kept = low, high, sums, kept
-        self._count, self._dropped = count, dropped
+        self._count, self._dropped, self._torn = count, dropped, False
         return self

@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
 def _predict(args: argparse.Namespace) -> int:
     import edgefast as ef
     from edgefast.federated import InputError, load_model, read_features
+    from edgefast.files import replacing
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"threads: expected a positive integer, got {args.threads}")
@@ -44,7 +45,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.out is not None:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as f:
+        with replacing(folder / "predictions.csv") as file, open(file, "w", newline="", encoding="utf-8") as f:
             csv.writer(f).writerows([["prediction"], *([c] for c in classes)])
     if args.json:
         print(json.dumps({"predictions": classes, "accuracy": accuracy, "rows": len(classes)}))

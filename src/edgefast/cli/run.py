@@ -107,6 +107,7 @@ def _run_until(args: argparse.Namespace, check: Callable[[], None]) -> int:
 
     from edgefast.cli._live import LiveView
     from edgefast.federated import InputError, Progress, RunConfig, digits, read_dataset, run, write_report
+    from edgefast.files import replacing
 
     names = [field.name for field in dataclasses.fields(RunConfig)]
     config = RunConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
@@ -128,7 +129,8 @@ def _run_until(args: argparse.Namespace, check: Callable[[], None]) -> int:
     metrics = result.metrics
     if folder is not None:
         result.model.save(folder)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing(folder / "metrics.json") as file:
+            file.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_report(metrics, folder / "report.html")
     if args.json:
         print(json.dumps(metrics, allow_nan=False))

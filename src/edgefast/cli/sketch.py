@@ -39,7 +39,7 @@ def _sketch(args: argparse.Namespace) -> int:
     import edgefast as ef
     from edgefast.cli import _files
     from edgefast.errors import InputError
-    from edgefast.files import open_sink, open_source
+    from edgefast.files import open_sink, open_source, replacing
 
     started = time.perf_counter()
     _files.start(args)
@@ -69,7 +69,8 @@ def _sketch(args: argparse.Namespace) -> int:
         if rows == 0:
             raise InputError(f"{source.name}: expected rows, the file has none")
         if args.save_operator is not None:
-            Path(args.save_operator).write_bytes(op.to_bytes())
+            with replacing(Path(args.save_operator)) as file:
+                file.write_bytes(op.to_bytes())
     _files.report(
         args,
         started,

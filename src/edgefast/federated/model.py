@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgefast.errors import InputError
 from edgefast.federated.training import Scaler, log_softmax
+from edgefast.files import replacing
 from edgefast.sketch import SketchOperator
 
 __all__ = ["MODEL_FILE", "OPERATOR_FILE", "Model", "load_model"]
@@ -107,11 +108,10 @@ class Model:
             "target": np.asarray([] if self.target is None else [self.target], dtype=np.str_),
         }
         # The new file replaces the old one whole: a run cut off here leaves one that can be read.
-        part = target / (MODEL_FILE + ".part")
-        with open(part, "wb") as f:
+        with replacing(target / MODEL_FILE) as file, open(file, "wb") as f:
             np.savez(f, **arrays)
-        os.replace(part, target / MODEL_FILE)
-        (target / OPERATOR_FILE).write_bytes(self.operator.to_bytes())
+        with replacing(target / OPERATOR_FILE) as file:
+            file.write_bytes(self.operator.to_bytes())
 
     def __repr__(self) -> str:
         return f"Model({self.operator!r}, classes={len(self.classes)})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgefast.errors import InputError
+from edgefast.files import replacing
 
 __all__ = ["write_report"]
 
@@ -71,7 +72,8 @@ def write_report(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None:
             _figure("Uplink bytes with and without sketching", _uplink, metrics),
             _figure("Throughput per stage", _throughput, metrics),
         ]
-    Path(path).write_text(_page(metrics, figures), encoding="utf-8")
+    with replacing(Path(path)) as file:
+        file.write_text(_page(metrics, figures), encoding="utf-8")
 
 
 def describe_faults(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ class Order:
         self._parked: dict[int, Done] = {}
         self._waiting: list[Callable[[], object]] = []
         self._stopped = False
+        self.lost = 0  # items whose outputs were parked at stop()
 
     def ticket(self) -> int:
         """The next ticket."""
@@ -90,13 +91,14 @@ class Order:
                 return
         wake()
 
-    def stop(self) -> int:
-        """Nothing goes on from here; the number of items whose outputs were parked."""
+    def stop(self) -> None:
+        """Nothing goes on from here."""
         with self._lock:
             self._stopped = True
-            lost = sum(done.items for done in self._parked.values())
-            self._parked.clear()
-            waiting, self._waiting = self._waiting, []
+            lost = self.lost + sum(done.items for done in self._parked.values())
+            self.lost, self._parked = lost, {}
+            waiting = tuple(self._waiting)
         for wake in waiting:
             wake()
-        return lost
+        with self._lock:
+            self._waiting.clear()  # nobody is added any more; after a Ctrl-C all are woken again

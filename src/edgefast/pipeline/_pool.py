@@ -100,21 +100,21 @@ class Pool:
 
     def start(self) -> None:
         hands = [[_Hand(stage, self) for stage in self.core.stages] for _ in range(self.size)]
-        for stage, column in zip(self.core.stages, zip(*hands, strict=True), strict=True):
-            stage.workers.update(column)
         threads = [
             threading.Thread(target=self._run, args=(row,), name=f"{self.core.name}-pool-{i}", daemon=True)
             for i, row in enumerate(hands, 1)
         ]
-        for thread in threads:
-            self.core.threads.add(thread)
-            try:
+        try:
+            for stage, column in zip(self.core.stages, zip(*hands, strict=True), strict=True):
+                stage.workers.update(column)
+            for thread in threads:
+                self.core.threads.add(thread)
                 thread.start()
-            except BaseException:
-                if thread is threads[0]:  # nobody is there to serve, and to end, the stages
-                    for stage in self.core.stages:
-                        stage.workers.clear()
-                raise
+        except BaseException:
+            if not threads[0].is_alive():  # nobody is there to serve, and to end, the stages
+                for stage in self.core.stages:
+                    stage.workers.clear()
+            raise
 
     def _run(self, hands: list[_Hand]) -> None:
         core = self.core

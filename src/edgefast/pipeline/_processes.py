@@ -116,6 +116,8 @@ class ProcessWorker(ThreadWorker):
 
     def run(self) -> None:
         stage = self.stage
+        if not stage.begins(self):
+            return
         try:
             self._start()
         except BaseException as error:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edgefast._version import __version__
 from edgefast.pipeline import _slots
+from edgefast.pipeline._runtime import Event
 from edgefast.pipeline._types import Decision, PipelineStatistics, StageStatistics
 from edgefast.queues import QueueStatistics
 
@@ -97,21 +98,32 @@ class _Publisher:
         self._sources: dict[int, weakref.ref[Any]] = {}
         self._counted: dict[tuple[int, str], tuple[float, int, int]] = {}
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake = Event()
         self._slot: _slots.Slot | None = None
 
     def add(self, source: _Source) -> None:
+        key = id(source)
         with self._lock:
-            if self._slot is None:
-                self._slot = _slots.Slot()
-            key = id(source)
-            for counted in [c for c in self._counted if c[0] == key]:
-                del self._counted[counted]  # of an earlier source at this address
-            self._sources[key] = weakref.ref(source, lambda _: self._sources.pop(key, None))
-            if self._thread is None:
-                self._wake.clear()
-                self._thread = threading.Thread(target=self._run, name="edgefast-publish", daemon=True)
-                self._thread.start()
+            begun = self._thread is not None
+            try:
+                if self._slot is None:
+                    self._slot = _slots.Slot()
+                for counted in [c for c in self._counted if c[0] == key]:
+                    del self._counted[counted]  # of an earlier source at this address
+                self._sources[key] = weakref.ref(source, lambda _: self._sources.pop(key, None))
+                if not begun:
+                    self._wake.clear()
+                    self._thread = threading.Thread(target=self._run, name="edgefast-publish", daemon=True)
+                    self._thread.start()
+            except BaseException:
+                self._sources.pop(key, None)
+                if not begun:  # nobody would ever write, nor remove the files
+                    self._thread = None
+                    if self._slot is not None:
+                        self._slot.close()
+                        self._slot = None
+                raise
+            if not begun:
                 # Children of multiprocessing end without atexit.
                 util = sys.modules.get("multiprocessing.util")
                 if util is not None:

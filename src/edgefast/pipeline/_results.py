@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -106,20 +107,35 @@ class Feed:
 class Session:
     """One reader of a pipeline's outputs, and who feeds it if it is a map(). Ends when nobody refers to it."""
 
-    def __init__(
-        self, owner: Any, core: Core, reader: Reader, feed: Feed | None, begin: Callable[[], None] | None = None
-    ) -> None:
-        self._begin = begin  # what starts the feed once nothing is left of the map() before
+    def __init__(self, owner: Any, core: Core, feed: Feed | None) -> None:
+        self._begin: Callable[[], None] | None = None  # what starts the feed once nothing is left of the map() before
         self._owner = owner  # the pipeline lives as long as somebody reads
         self._core = core
-        self._reader = reader
+        self._reader = core.new_reader()
         self._feed = feed
         self._open = True
         self._taken = 0
 
+    def open(self, start: Callable[[Reader], None] | None = None, later: bool = False) -> None:
+        """From now on outputs wait for this reader; start() starts the feed, at once or when nothing is left of the
+        map() before."""
+        try:
+            self._core.open_reader(self._reader, self._feed is not None)
+            if later and start is not None:
+                self._begin = functools.partial(start, self._reader)
+            elif start is not None:
+                start(self._reader)
+        except BaseException:
+            self.release(whole=False)
+            raise
+
     def __del__(self) -> None:
         if getattr(self, "_open", False):
-            self.release(whole=False)
+            try:
+                self.release(whole=False)
+            except BaseException:  # Ctrl-C: nobody else can do it
+                self.release(whole=False)
+                raise
 
     def end(self) -> BaseException | None:
         """At the end of the outputs: what to raise, if anything."""
@@ -138,15 +154,16 @@ class Session:
         """Stop reading; whole: at the end of the outputs."""
         if not self._open:
             return
-        self._open = False
         core, reader, feed = self._core, self._reader, self._feed
-        if feed is not None:
-            feed.stop()
-        if not whole:
-            reader.queue.shutdown(immediate=True)
+        if core.reader is reader:  # until it is forgotten all of it is done again after a Ctrl-C
             if feed is not None:
-                core.abandon(feed)
-        core.forget_reader(reader)
+                feed.stop()
+            if not whole:
+                reader.queue.shutdown(immediate=True)
+                if feed is not None:
+                    core.abandon(feed)
+            core.forget_reader(reader)
+        self._open = False
         core.moved()
         self._owner = None
 
@@ -191,8 +208,10 @@ class Results:
 
     def close(self) -> None:
         """Stop reading."""
-        self._outputs.close()
-        self._session.release(whole=False)
+        try:
+            self._outputs.close()
+        finally:
+            self._session.release(whole=False)
 
     def __enter__(self) -> Results:
         return self

@@ -10,6 +10,7 @@ failed stage and closes the one behind it, so that what has passed is still done
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -18,6 +19,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from edgefast.pipeline._errors import PipelineError
@@ -54,6 +56,37 @@ _DECISIONS = 1024
 LOOK_AGAIN = 0.5
 
 
+class Event:
+    """threading.Event, but set() is never left half done. That one is Python code under a lock, which a Ctrl-C in it
+    may leave locked, with all who wait."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        if self._tokens.empty():
+            self._tokens.put(None)
+
+    def clear(self) -> None:
+        self._set = False
+        while not self._tokens.empty():
+            with contextlib.suppress(Empty):
+                self._tokens.get_nowait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it is set, if need be after so many seconds."""
+        if not self._set:
+            with contextlib.suppress(Empty):
+                self._tokens.get(timeout=timeout)
+                self._tokens.put(None)  # for the next one
+        return self._set
+
+
 class Stop(BaseException):
     """An item failed for good, and the pipeline with it. No Exception: it is not for on_error any more."""
 
@@ -86,6 +119,7 @@ class Worker:
         self.state = STARVED
         self.since = clock()
         self.spent = [0.0, 0.0, 0.0, 0.0]
+        self.running = False
         self.hand = 0  # items taken and not accounted for
         self.completed = self.emitted = self.failed = self.retried = self.lost = 0
         self.restarts = self.redelivered = self.unread = 0
@@ -254,7 +288,7 @@ class StageRuntime(Edge):
         self.min_workers, self.max_workers = spec.min_workers, spec.max_workers
         self.order = Order() if spec.ordered else None
         #: Set when the stage is to end at once: waits between attempts end.
-        self.stopping = threading.Event()
+        self.stopping = Event()
         self.started = 0
         self._past: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._past_spent = [0.0, 0.0, 0.0, 0.0]
@@ -287,14 +321,28 @@ class StageRuntime(Edge):
     def staff(self) -> None:
         """Start the workers that are missing."""
         while True:
-            with self.lock:
-                if len(self.workers) >= self.target or self.queue.is_shutdown:
-                    return
-                worker = self.core.new_worker(self)
-                self.workers.add(worker)
-                self.started += 1
-                name = f"{self.core.name}-{self.name}-{self.started}"
-            self.core.launch(worker, name)
+            worker = None
+            try:
+                with self.lock:
+                    if len(self.workers) >= self.target or self.queue.is_shutdown:
+                        return
+                    worker = self.core.new_worker(self)
+                    self.workers.add(worker)
+                    self.started += 1
+                    name = f"{self.core.name}-{self.name}-{self.started}"
+                self.core.launch(worker, name)
+            except BaseException:
+                with self.lock:
+                    if worker is not None and not worker.running:  # Ctrl-C may come when it runs already
+                        self.workers.discard(worker)
+                self.core.close_if_idle()
+                raise
+
+    def begins(self, worker: Worker) -> bool:
+        """Whether the worker is to run: not when it was given up before it began."""
+        with self.lock:
+            worker.running = worker in self.workers
+            return worker.running
 
     def set_workers(self, n: int) -> None:
         """So many workers from now on; those too many end after what they are at."""
@@ -333,9 +381,7 @@ class StageRuntime(Edge):
     def close_behind(self) -> None:
         """Nothing comes from this stage any more."""
         if self.order is not None:
-            lost = self.order.stop()
-            with self.lock:
-                self._past["lost"] += lost
+            self.order.stop()
         if self.next is not None:
             self.next.queue.shutdown()
         else:
@@ -347,9 +393,7 @@ class StageRuntime(Edge):
         self.stopping.set()
         self.queue.shutdown(immediate=True)
         if self.order is not None:
-            lost = self.order.stop()
-            with self.lock:
-                self._past["lost"] += lost
+            self.order.stop()
         for worker in tuple(self.workers):
             kill = getattr(worker, "kill", None)
             if kill is not None and self.core.immediate:
@@ -363,6 +407,8 @@ class StageRuntime(Edge):
             for worker in self.workers:
                 for name in _COUNTS:
                     total[name] += getattr(worker, name)
+        if self.order is not None:
+            total["lost"] += self.order.lost
         return total
 
     def settled(self, counters: tuple[Any, ...]) -> bool:
@@ -544,7 +590,7 @@ class Core:
         self._observed = 0.0
         self._output_sample = NO_OUTPUT
         self.watchers: list[Callable[[], object]] = []
-        self.closed = threading.Event()
+        self.closed = Event()
         self.on_started: list[Callable[[], object]] = []
         self.on_closed: list[Callable[[], object]] = []
         self.decisions: deque[Decision] = deque(maxlen=_DECISIONS)
@@ -572,14 +618,16 @@ class Core:
 
     def start(self) -> None:
         """Start the workers, once."""
-        with self.lock:
-            if self.state != "idle":
-                return
-            self.state = "running"
-            self.context = contextvars.copy_context()
-            self.began = clock()
-            self._emitted_before = (self.began, 0)
+        ours = False
         try:
+            with self.lock:
+                if self.state != "idle":
+                    return
+                ours = True
+                self.context = contextvars.copy_context()
+                self.began = clock()
+                self._emitted_before = (self.began, 0)
+                self.state = "running"
             if self.scheduler == "max_weight":
                 from edgefast.pipeline._pool import Pool
 
@@ -595,7 +643,8 @@ class Core:
             for call in self.on_started:
                 call()
         except BaseException as error:
-            self.fail(self.stages[0], error)
+            if ours:
+                self.fail(self.stages[0], error)
             raise
 
     def new_worker(self, stage: StageRuntime) -> Worker:
@@ -615,14 +664,11 @@ class Core:
         if worker.stage.backend == "asyncio":
             from edgefast.pipeline._tasks import LoopThread
 
-            try:
-                with self.lock:
-                    if self.loop is None:
-                        self.own_loop = LoopThread(f"{self.name}-loop")
-                        self.loop = self.own_loop.loop
-            except BaseException:
-                worker.stage.ended(worker)
-                raise
+            with self.lock:
+                if self.loop is None:
+                    self.own_loop = LoopThread(f"{self.name}-loop")
+                    self.own_loop.start()
+                    self.loop = self.own_loop.loop
             try:
                 self.loop.call_soon_threadsafe(worker.begin, name)  # type: ignore[attr-defined]
             except RuntimeError as error:  # the caller's loop is closed
@@ -633,11 +679,7 @@ class Core:
         run = self.context.copy().run
         thread = threading.Thread(target=run, args=(worker.run,), name=name, daemon=True)  # type: ignore[attr-defined]
         self.threads.add(thread)
-        try:
-            thread.start()
-        except BaseException:
-            worker.stage.ended(worker)
-            raise
+        thread.start()
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -701,14 +743,14 @@ class Core:
         if self.own_loop is not None:
             threads.append(self.own_loop.thread)
         for thread in threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread.is_alive():  # one may not have been started
                 thread.join(None if until is None else max(0.0, until - clock()))
 
     def forked(self) -> None:
         """In a forked child: there are no workers."""
         # Whoever held the locks does not exist here.
         self.lock = threading.RLock()
-        self.closed = threading.Event()
+        self.closed = Event()
         self.watchers = []
         for stage in self.stages:
             stage.lock = threading.RLock()
@@ -738,13 +780,12 @@ class Core:
             if self.state != "failed":
                 self.state = "closed"
             self.ended = clock()
-            self.closed.set()
-            callbacks, self.on_closed = self.on_closed, []
-        self.close_output()
-        if self.own_loop is not None:
-            self.own_loop.stop()
-        for call in callbacks:
-            call()
+            if self.own_loop is not None:
+                self.own_loop.stop()
+            for call in self.on_closed:
+                call()
+            self.close_output()
+            self.closed.set()  # the last: after a Ctrl-C all of it is done again
         self.notify()
 
     def check(self) -> None:
@@ -787,10 +828,11 @@ class Core:
         """Wait in this thread until done(), which is looked at whenever something happened."""
         if self.loop is not None and asyncio._get_running_loop() is self.loop:
             raise RuntimeError("this would block the event loop the pipeline runs on; use the coroutine instead")
-        event = threading.Event()
-        self.watchers.append(event.set)
+        event = Event()
+        wake = event.set
         deadline = None if timeout is None else clock() + timeout
         try:
+            self.watchers.append(wake)
             while not done():
                 pause = self._pause()
                 if deadline is not None:
@@ -802,7 +844,8 @@ class Core:
                 event.clear()
             return True
         finally:
-            self.watchers.remove(event.set)
+            if wake in self.watchers:
+                self.watchers.remove(wake)
 
     async def await_(self, done: Callable[[], bool]) -> None:
         """Wait in this task until done()."""
@@ -838,8 +881,9 @@ class Core:
             if timeout is not None:
                 timeout = max(0.0, timeout - (clock() - began))
         if block and queue.full():
-            self._source_since = began = clock()
+            began = clock()
             try:
+                self._source_since = began
                 queue.put(item, True, timeout)
             finally:
                 self._source_since = 0.0
@@ -863,8 +907,8 @@ class Core:
         with self.lock:
             if self.state != "running":
                 return
-            self._abandoned = feed
             self.discarding = True
+            self._abandoned = feed
         for stage in self.stages:
             stage.queue.clear()
         self.notify()
@@ -880,21 +924,22 @@ class Core:
                     stage.queue.clear()
                 if feed.active() or not self.all_done():
                     return False
-            self._abandoned = None
             self.discarding = False
+            self._abandoned = None
             return True
 
-    def open_reader(self) -> Reader:
+    def new_reader(self) -> Reader:
+        return Reader(self, self.reader_limit, self.controller is not None)
+
+    def open_reader(self, reader: Reader, mapping: bool) -> None:
         """From now on outputs wait for a reader."""
-        reader = Reader(self, self.reader_limit, self.controller is not None)
         with self.lock:
             if self.reader is not None:
                 raise RuntimeError("another map() or results() of this pipeline is open; close it first")
-            self.reader = reader
+            self.reader, self.mapping = reader, mapping
             over = self.closed.is_set()
         if over:  # since the caller looked; nobody else would tell the reader
             reader.queue.shutdown()
-        return reader
 
     # ---- the byte budget ---------------------------------------------------------------------------------------------
 
@@ -978,9 +1023,8 @@ class Core:
     def forget_reader(self, reader: Reader) -> None:
         with self.lock:
             if self.reader is reader:
-                self.reader = None
-                self.mapping = False
-                self._delivered += reader.queue._counters()[4]
+                delivered = self._delivered + reader.queue._counters()[4]
+                self._delivered, self.mapping, self.reader = delivered, False, None
 
     def statistics(self) -> PipelineStatistics:
         now = clock()

@@ -73,16 +73,22 @@ class Slot:
         import fcntl
 
         self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
-        with _folder(create=True) as folder:
-            while True:
-                fd = os.open(
-                    f"{self._name}.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600, dir_fd=folder
-                )
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.fstat(fd).st_nlink:
-                    break
-                os.close(fd)  # between open and flock a reader took it for a dead process's
-        self._lock = fd
+        self._lock = -1
+        try:
+            with _folder(create=True) as folder:
+                while True:
+                    self._lock = os.open(
+                        f"{self._name}.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600, dir_fd=folder
+                    )
+                    fcntl.flock(self._lock, fcntl.LOCK_EX)
+                    if os.fstat(self._lock).st_nlink:
+                        break
+                    # Between open and flock a reader took it for a dead process's.
+                    fd, self._lock = self._lock, -1
+                    os.close(fd)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, data: bytes) -> None:
         """Replace the data file.
@@ -103,7 +109,8 @@ class Slot:
         """Remove both files; never fails."""
         with contextlib.suppress(OSError), _folder(create=False) as folder:
             _remove(folder, self._name)
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's lock without touching its files."""

@@ -34,13 +34,19 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
         try:
             self.thread.start()
         except BaseException:
-            self.loop.close()
+            self.stop()
+            with contextlib.suppress(RuntimeError):  # it runs: Ctrl-C came while it began
+                self.loop.close()
             raise
 
     def _run(self) -> None:
+        if self.loop.is_closed():
+            return
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
@@ -80,7 +86,8 @@ class TaskWorker(Worker):
 
     def begin(self, name: str) -> None:
         """In the loop's thread."""
-        self.task = asyncio.get_running_loop().create_task(self.run(), name=name)
+        if self.stage.begins(self):
+            self.task = asyncio.get_running_loop().create_task(self.run(), name=name)
 
     def kill(self) -> None:
         """End at once, from any thread."""

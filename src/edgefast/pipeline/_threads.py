@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from edgefast.pipeline._runtime import (
     FLUSH_SECONDS,
     MOST_WAITING,
     STARVED,
+    Event,
     Over,
     StageRuntime,
     Stop,
@@ -35,6 +35,8 @@ class ThreadWorker(Worker):
 
     def run(self) -> None:
         stage = self.stage
+        if not stage.begins(self):
+            return
         try:
             while not stage.retires(self):
                 items, ticket = self.take()
@@ -83,7 +85,7 @@ class ThreadWorker(Worker):
         return items
 
     def _until(self, order: Order, ready: Callable[[], bool]) -> None:
-        event = threading.Event()
+        event = Event()
         while not ready():
             order.watch(event.set)
             if ready():

@@ -268,11 +268,9 @@ class Pipeline:
         """
         iterator = iterator_of(iterable)
         core = self._ready()
-        reader = core.open_reader()
-        core.mapping = True
         feed = Feed(core)
-        session = Session(self, core, reader, feed)
-        feed.start(iterator, reader)
+        session = Session(self, core, feed)
+        session.open(functools.partial(feed.start, iterator))
         return Results(session)
 
     def amap(self, iterable: Iterable[Any] | AsyncIterable[Any]) -> AsyncResults:
@@ -285,14 +283,11 @@ class Pipeline:
         asynchronous = hasattr(iterable, "__aiter__")
         iterator: Any = iterable.__aiter__() if asynchronous else iterator_of(iterable)  # type: ignore[union-attr]
         core = self._ready(settle=False)
-        reader = core.open_reader()
-        core.mapping = True
         feed = Feed(core)
-        begin = functools.partial(feed.start_task if asynchronous else feed.start, iterator, reader)
-        if core._abandoned is not None:
-            return AsyncResults(Session(self, core, reader, feed, begin))
-        begin()
-        return AsyncResults(Session(self, core, reader, feed))
+        session = Session(self, core, feed)
+        start = functools.partial(feed.start_task if asynchronous else feed.start, iterator)
+        session.open(start, later=core._abandoned is not None)
+        return AsyncResults(session)
 
     def results(self) -> Results:
         """Iterator over the outputs of what is submitted, from now on until shutdown(). Outputs that nobody reads are
@@ -303,13 +298,15 @@ class Pipeline:
             PipelineError, ShutDown: as submit().
         Raises, when iterated: as map().
         """
-        core = self._ready()
-        return Results(Session(self, core, core.open_reader(), None))
+        session = Session(self, self._ready(), None)
+        session.open()
+        return Results(session)
 
     def aresults(self) -> AsyncResults:
         """results() for asyncio."""
-        core = self._ready(settle=False)
-        return AsyncResults(Session(self, core, core.open_reader(), None))
+        session = Session(self, self._ready(settle=False), None)
+        session.open()
+        return AsyncResults(session)
 
     # ---- looking and steering ----------------------------------------------------------------------------------------
 
@@ -382,8 +379,8 @@ class Pipeline:
         Args:
             immediate: drop what is in the queues. Calls in progress are finished, those in processes are not.
         """
-        self._finalizer.detach()
         self._core.shutdown(immediate)
+        self._finalizer.detach()
 
     def _leave(self, failed: bool) -> None:
         core = self._core
@@ -400,8 +397,8 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         core = self._core
-        self._leave(kind is not None)
         try:
+            self._leave(kind is not None)
             core.wait(core.closed.is_set)
             core.collect()
         except BaseException:  # such as Ctrl-C: nobody waits for the rest any more
@@ -420,8 +417,8 @@ class Pipeline:
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         core = self._core
-        self._leave(kind is not None)
         try:
+            self._leave(kind is not None)
             await core.await_(core.closed.is_set)
         except BaseException:  # such as a cancellation
             core.shutdown(immediate=True)

@@ -69,7 +69,8 @@ class Latest(Generic[T]):
 
     def _reset_waiting(self) -> None:
         # Reentrant: a finalizer or a signal handler may use the mailbox.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: dict[asyncio.Future[None], Any] = {}
 
     @property
@@ -88,25 +89,31 @@ class Latest(Generic[T]):
         Raises:
             ShutDown: the mailbox was shut down.
         """
-        with self._changed:
+        with self._lock:
             if self._is_shutdown:
                 raise ShutDown
-            self._value, old = value, self._value
-            self._version += 1
-            version = self._version
+            version = self._version + 1
+            self._value, self._version, old = value, version, self._value
             self._wake()
         del old  # its finalizer may use the mailbox
         return version
 
     def _wake(self) -> None:
+        try:
+            self._wake_all()
+        except BaseException:  # Ctrl-C: nobody else wakes them
+            self._wake_all()
+            raise
+
+    def _wake_all(self) -> None:
         self._changed.notify_all()
-        waiting, self._waiting = self._waiting, {}
-        for future, loop in waiting.items():
+        for future, loop in tuple(self._waiting.items()):
             loop.wake(future)
+        self._waiting.clear()
 
     def shutdown(self) -> None:
         """Close for good: set raises ShutDown, get does when there is nothing newer. Wakes everybody who waits."""
-        with self._changed:
+        with self._lock:
             self._is_shutdown = True
             self._wake()
 
@@ -124,7 +131,7 @@ class Latest(Generic[T]):
         """
         seen = integer(newer_than, "newer_than", low=0, high=2**63 - 1)
         deadline = None if timeout is None else time.monotonic() + min(seconds(timeout, "timeout"), 3e9)
-        with self._changed:
+        with self._lock:
             while self._version <= seen:
                 if self._is_shutdown:
                     raise ShutDown
@@ -144,7 +151,7 @@ class Latest(Generic[T]):
         seen = integer(newer_than, "newer_than", low=0, high=2**63 - 1)
         loop = loop_of(asyncio.get_running_loop())
         while True:
-            with self._changed:
+            with self._lock:
                 if self._version > seen:
                     return Versioned(self._value, self._version)
                 if self._is_shutdown:
@@ -154,7 +161,7 @@ class Latest(Generic[T]):
             try:
                 await future
             finally:
-                with self._changed:
+                with self._lock:
                     self._waiting.pop(future, None)
 
     def __repr__(self) -> str:

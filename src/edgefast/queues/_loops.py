@@ -54,6 +54,9 @@ class _Loop:
             except RuntimeError:  # closed since
                 self._armed = False
                 return False
+            except BaseException:  # Ctrl-C: the next one does it
+                self._armed = False
+                raise
         return True
 
     def _drain(self) -> None:

@@ -5,6 +5,7 @@ Type checkers read this module for both.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -244,9 +245,10 @@ class Queue(QueueBase[T]):
 
     def _push(self, item: T, size: int) -> None:
         position = self._puts
-        self._put(item)
         if self._meters is not None:
             self._meters.append((size, self._clock() if self._age else 0))
+        self._put(item)
+        if self._meters is not None:
             self._bytes += size
             self._peak_bytes = max(self._peak_bytes, self._bytes)
         if position % _SAMPLE_EVERY == 0 and not self._sampled_at and not self._age:
@@ -273,11 +275,6 @@ class Queue(QueueBase[T]):
         spent = nanoseconds * 1e-9
         self._sojourn = spent if self._sojourn < 0 else self._sojourn + 0.125 * (spent - self._sojourn)
 
-    def _pop(self) -> T:
-        item = self._remove(True)
-        self._gets += 1
-        return item
-
     def _expire(self) -> None:
         """Drops the items that are too old."""
         meters = self._meters
@@ -285,13 +282,17 @@ class Queue(QueueBase[T]):
             return
         now = self._clock()
         gone = []
-        while meters and now - meters[0][1] >= self._age:
-            gone.append(self._remove(False))
-            self._expired += 1
-        if gone:
-            self._settle()
-            self._finish(len(gone))
-            self._after_take()
+        try:
+            while meters and now - meters[0][1] >= self._age:
+                gone.append(self._remove(False))
+                self._count_gone("_expired", 1)
+            if gone:
+                self._settle()
+                self._finish(0)
+                self._after_take()
+        except BaseException:
+            self._mend("_expired")
+            raise
 
     def _next_expiry(self, deadline: float) -> float:
         if not self._age or not self._meters or self._frozen_at >= 0:
@@ -299,13 +300,14 @@ class Queue(QueueBase[T]):
         return min(deadline, (self._meters[0][1] + self._age) * 1e-9)
 
     def _wake_first(self, waiters: deque[_Waiter]) -> None:
-        waiter = waiters.popleft()
-        waiter.listed = False
-        self._wakeups += 1
+        waiter = waiters[0]
         if waiter.condition is None:
             self._told.append(waiter)
         else:
             waiter.condition.notify()
+        self._wakeups += 1
+        waiter.listed = False
+        waiters.popleft()  # the last: who is not told stays in the list
 
     def _wake(self, kind: int, n: float = _FOREVER) -> None:
         waiters = self._lists[kind]
@@ -334,6 +336,36 @@ class Queue(QueueBase[T]):
         if self._unfinished == 0:
             self._wake(JOINERS)
 
+    def _count_gone(self, how: str, n: int) -> None:
+        """So many items left the queue, and are done unless somebody got them."""
+        unfinished = self._unfinished if how == "_gets" else max(0, self._unfinished - n)
+        self.__dict__.update({how: getattr(self, how) + n, "_unfinished": unfinished})  # both or none
+
+    def _mend(self, how: str) -> None:
+        """After Ctrl-C within a change: the counts follow what is in the queue, and who waits looks again.
+
+        Args:
+            how: the count of the change: "_puts", or of those that leave "_gets" and the others.
+        """
+        size = self._qsize()
+        missing = size - (self._puts - self._gets - self._cleared - self._dropped_oldest - self._expired)
+        if missing > 0:
+            self._puts += missing
+            self._unfinished += missing
+            self._peak = max(self._peak, size)
+        elif missing < 0:
+            self._count_gone(how, -missing)
+        if self._meters is not None:
+            while len(self._meters) > size:
+                self._meters.pop() if how == "_puts" else self._meters.popleft()
+            self._bytes = sum(bytes for bytes, _ in self._meters)
+            self._peak_bytes = max(self._peak_bytes, self._bytes)
+        self._sampled_at = 0
+        self._settle()
+        self._finish(0)
+        self._wake(GETTERS, size)
+        self._after_take()
+
     def _pass_on(self, kind: int) -> None:
         """Whoever was woken does not take what it was woken for: the next one may."""
         if kind == PUTTERS:
@@ -348,38 +380,47 @@ class Queue(QueueBase[T]):
     def _report(self) -> None:
         """Tells the loops of asyncio waiters and calls the listeners, outside of the operation and the lock."""
         while self._told or self._went_high or self._went_low:
-            with self._lock:
-                told, self._told = self._told, deque()
-                high, low = self._went_high, self._went_low
-                self._went_high = self._went_low = False
-            for waiter in told:
-                assert waiter.callback is not None
-                if not waiter.callback(waiter.future):
-                    with self._lock:
-                        self._pass_on(waiter.kind)
+            told: deque[_Waiter] = deque()
+            try:
+                with self._lock:
+                    told, self._told = self._told, deque()
+                    high, low = self._went_high, self._went_low
+                    self._went_high = self._went_low = False
+                self._tell(told)
+            except BaseException:  # Ctrl-C: nobody else tells them
+                self._tell(told)
+                raise
             if self._listening and (high or low):
                 call_listeners(self._owner(), high, low)
+
+    def _tell(self, told: deque[_Waiter]) -> None:
+        for waiter in told:
+            assert waiter.callback is not None
+            if not waiter.callback(waiter.future):
+                with self._lock:
+                    self._pass_on(waiter.kind)
 
     def _sleep(self, kind: int, deadline: float, need: int = 0, keeps_place: bool = False) -> bool:
         """Waits for a turn; False after the deadline. Lets the lock go meanwhile, and tells who was woken so far."""
         waiter = _Waiter(kind, need)
         waiter.condition = threading.Condition(self._lock)
         waiters = self._lists[kind]
-        waiters.appendleft(waiter) if keeps_place else waiters.append(waiter)
         waiter.listed = True
         try:
+            waiters.appendleft(waiter) if keeps_place else waiters.append(waiter)
             waiter.condition.wait(None if deadline == _FOREVER else max(0.0, deadline - time.monotonic()))
+            return not self._unlist(waiter)
         except BaseException:
             self._unlist(waiter)
             self._pass_on(kind)
             raise
-        return not self._unlist(waiter)
 
     def _unlist(self, waiter: _Waiter) -> bool:
         if not waiter.listed:
             return False
+        with contextlib.suppress(ValueError):  # Ctrl-C came first
+            self._lists[waiter.kind].remove(waiter)
         waiter.listed = False
-        self._lists[waiter.kind].remove(waiter)
         return True
 
     def _wait_for_room(self, size: int, deadline: float | None) -> None:
@@ -472,34 +513,57 @@ class Queue(QueueBase[T]):
                     return False
                 excess = self._excess(size)
         gone = []
-        for _ in range(excess):
-            gone.append(self._remove(False))
-            self._dropped_oldest += 1
-        self._push(item, size)
-        self._settle()
-        if excess:
+        before = self._dropped_oldest
+        try:
+            for _ in range(excess):
+                gone.append(self._remove(False))
+                self._dropped_oldest += 1
+        except BaseException:
+            excess = self._dropped_oldest - before
+            self._mend("_dropped_oldest")
             self._finish(excess)
-            self._after_take()
-        self._wake(GETTERS, 1)
-        if self._byte_limit:
-            self._wake_putters()  # the next in line may fit as well
+            raise
+        try:
+            self._push(item, size)
+        except BaseException:
+            self._mend("_puts")
+            self._finish(excess)
+            raise
+        # The dropped ones are done after the new one came. No call here, so no Ctrl-C.
+        self._unfinished = self._unfinished - excess if self._unfinished > excess else 0
+        try:
+            self._settle()
+            if excess:
+                self._finish(0)
+                self._after_take()
+            self._wake(GETTERS, 1)
+            if self._byte_limit:
+                self._wake_putters()  # the next in line may fit as well
+        except BaseException:
+            self._mend("_puts")
+            raise
         return True
 
-    def _take(self, n: float) -> list[T]:
+    def _take(self, n: float, how: str = "_gets") -> list[T]:
         self._expire()
         items: list[T] = []
-        while len(items) < n and self._qsize():
-            items.append(self._pop())
-        self._settle()
-        self._after_take()
+        try:
+            while len(items) < n and self._qsize():
+                items.append(self._remove(True))
+                if how == "_gets":
+                    self._gets += 1
+                else:
+                    self._count_gone(how, 1)
+            self._settle()
+            self._finish(0)
+            self._after_take()
+        except BaseException:
+            self._mend(how)
+            raise
         return items
 
     def _discard(self) -> list[T]:
-        left = self._take(_FOREVER)
-        self._gets -= len(left)
-        self._cleared += len(left)
-        self._finish(len(left))
-        return left
+        return self._take(_FOREVER, "_cleared")
 
     # ---- queue.Queue ---------------------------------------------------------------------------------------------
 
@@ -539,9 +603,14 @@ class Queue(QueueBase[T]):
         try:
             with self._lock:
                 self._wait_for_items(1, deadline)
-                item = self._pop()
-                self._settle()
-                self._after_take()
+                try:
+                    item = self._remove(True)
+                    self._gets += 1
+                    self._settle()
+                    self._after_take()
+                except BaseException:
+                    self._mend("_gets")
+                    raise
                 return item
         finally:
             self._report()

@@ -132,9 +132,8 @@ class RecordQueue(RecordBase):
     def _skip_abandoned(self) -> None:
         n = len(self._states)
         while self._head < self._tail and self._states[self._head % n] == _ABANDONED:
-            self._states[self._head % n] = _FREE
-            self._head += 1
-            self._skipped += 1
+            i = self._head % n
+            self._states[i], self._head, self._skipped = _FREE, self._head + 1, self._skipped + 1
 
     def _gate_closed(self) -> bool:
         return self._closed and self._gate_high > 0 and self._tail - self._head > self._gate_low
@@ -167,33 +166,53 @@ class RecordQueue(RecordBase):
             return 0
         closed = self._gate_closed()
         position = self._tail
-        self._set(position, count, _WRITING)
+        used = position + count - self._head
+        sample = -(-position // _SAMPLE_EVERY) * _SAMPLE_EVERY
+        now = time.monotonic() if sample < position + count and not self._sampled_at else 0.0
+        peak = max(self._peak, used)
+        try:
+            self._set(position, count, _WRITING)
+        except BaseException:  # Ctrl-C
+            self._set(position, count, _FREE)
+            raise
+        # No call from here on, so no Ctrl-C.
         self._tail += count
-        used = self._tail - self._head
         self._closed = self._gate_high > 0 and (closed or used >= self._gate_high)
         self._high_events += self._closed and not closed
-        self._peak = max(self._peak, used)
-        sample = -(-position // _SAMPLE_EVERY) * _SAMPLE_EVERY
-        if sample < self._tail and not self._sampled_at:
-            self._sampled_position, self._sampled_at = sample, time.monotonic()
+        self._peak = peak
+        if now:
+            self._sampled_position, self._sampled_at = sample, now
         return count
 
     def _claim_get(self, most: int, in_a_row: bool = False) -> int:
         """Slots claimed from self._head - count on; 0 for none."""
         self._skip_abandoned()
         count = self._run(self._head, min(most, self._tail - self._head), _READY, in_a_row)
-        self._set(self._head, count, _READING)
+        try:
+            self._set(self._head, count, _READING)
+        except BaseException:  # Ctrl-C
+            self._set(self._head, count, _READY)
+            raise
         self._head += count
         return count
 
+    # These two may be called again, when Ctrl-C came within the first call.
+
+    def _abandon(self, position: int, count: int, abandoned: int) -> None:
+        self._abandoned = abandoned
+        first = max(position, self._head)
+        self._set(first, position + count - first, _ABANDONED)
+        self._skip_abandoned()
+        self._wake_all()
+
     def _freed(self, position: int, count: int) -> None:
+        self._set(position, count, _FREE)
+        self._wake_all()
         if self._sampled_at and self._sampled_position < position + count:
             if self._sampled_position >= position:
                 seconds = time.monotonic() - self._sampled_at
                 self._sojourn = seconds if self._sojourn < 0 else self._sojourn + 0.125 * (seconds - self._sojourn)
             self._sampled_at = 0.0
-        self._set(position, count, _FREE)
-        self._wake_all()
 
     def _sleep(self, condition: threading.Condition, deadline: float) -> None:
         condition.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
@@ -208,8 +227,12 @@ class RecordQueue(RecordBase):
                 return count
             if self._kind in ("drop_oldest", "latest"):
                 if dropped := self._claim_get(most):
-                    self._freed(self._head - dropped, dropped)
                     self._dropped_oldest += dropped
+                    try:
+                        self._freed(self._head - dropped, dropped)
+                    except BaseException:
+                        self._freed(self._head - dropped, dropped)
+                        raise
                 return self._claim_put(most, True, in_a_row)
             if self._kind == "drop_newest":
                 return 0
@@ -273,11 +296,15 @@ class RecordQueue(RecordBase):
                 if count == 0:
                     self._dropped_newest += len(records) - done
                     return (0 if done == skipped else done), None
-                position = self._tail - count
-                self._slots[self._indices(position, count)] = records[done : done + count]
-                self._set(position, count, _READY)
+                position, abandoned = self._tail - count, self._abandoned + count
+                try:
+                    self._slots[self._indices(position, count)] = records[done : done + count]
+                    self._set(position, count, _READY)
+                    self._wake_all()
+                except BaseException:
+                    self._abandon(position, count, abandoned)
+                    raise
                 done += count
-                self._wake_all()
             self._passed_over += skipped
         return done, None
 
@@ -350,9 +377,13 @@ class RecordQueue(RecordBase):
         with self._lock:
             self._claim_records(1, deadline)
             position = self._head - 1
-            target = np.empty(self.shape, self.dtype) if out is None else out
-            target[...] = self._slots[position % len(self._states)]
-            self._freed(position, 1)
+            try:
+                target = np.empty(self.shape, self.dtype) if out is None else out
+                target[...] = self._slots[position % len(self._states)]
+                self._freed(position, 1)
+            except BaseException:
+                self._freed(position, 1)
+                raise
         return target if out is not None or self.shape else target[()]
 
     def get_many(
@@ -389,9 +420,13 @@ class RecordQueue(RecordBase):
                 self._await(least, time.monotonic() + min(pause, 3e9))
             count = self._claim_records(most, deadline)
             position = self._head - count
-            target = np.empty((count, *self.shape), self.dtype) if out is None else out[:count]
-            target[...] = self._slots[self._indices(position, count)]
-            self._freed(position, count)
+            try:
+                target = np.empty((count, *self.shape), self.dtype) if out is None else out[:count]
+                target[...] = self._slots[self._indices(position, count)]
+                self._freed(position, count)
+            except BaseException:
+                self._freed(position, count)
+                raise
         return target if out is None or count < len(out) else out
 
     # ---- in place --------------------------------------------------------------------------------------------------
@@ -440,11 +475,17 @@ class RecordQueue(RecordBase):
         """Discard all records; returns how many."""
         with self._lock:
             total = 0
-            while count := self._claim_get(len(self._states)):
+            count = 0
+            try:
+                while count := self._claim_get(len(self._states)):
+                    total += count
+                    self._cleared += count
+                    self._set(self._head - count, count, _FREE)
+                self._wake_all()
+            except BaseException:
                 self._set(self._head - count, count, _FREE)
-                total += count
-            self._cleared += total
-            self._wake_all()
+                self._wake_all()
+                raise
             return total
 
     def shutdown(self, immediate: bool = False) -> None:
@@ -569,15 +610,24 @@ class _Open:
             self._close(False)
 
     def _close(self, commit: bool) -> None:
-        q, count, self._count = self._queue, self._count, 0
+        q = self._queue
         if self._array is not None:
             self._array.flags.writeable = False  # the slots are somebody else's now
             self._array = None
         with q._lock:
-            if not self._writes:
-                q._freed(self._position, count)
-                return
-            q._set(self._position, count, _READY if commit else _ABANDONED)
-            q._abandoned += 0 if commit else count
-            q._skip_abandoned()
-            q._wake_all()
+            count, self._count = self._count, 0
+            position, abandoned = self._position, q._abandoned + count
+            try:
+                if commit and self._writes:
+                    q._set(position, count, _READY)
+                    q._wake_all()
+                elif self._writes:
+                    q._abandon(position, count, abandoned)
+                else:
+                    q._freed(position, count)
+            except BaseException:
+                if self._writes:
+                    q._abandon(position, count, abandoned)
+                else:
+                    q._freed(position, count)
+                raise
