@@ -84,7 +84,7 @@ class FedBuff:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<FedBuff of {self._buffer_size} updates a step: version {self._version}, {self._count} pending>"
+        return f"<FedBuff of {self._buffer_size} updates a step: version {self._version}, {self.pending} pending>"
 
     @property
     def version(self) -> int:
