@@ -83,7 +83,8 @@ class Event:
         if not self._set:
             with contextlib.suppress(Empty):
                 self._tokens.get(timeout=timeout)
-                self._tokens.put(None)  # for the next one
+                if self._set:
+                    self._tokens.put(None)  # for the next one
         return self._set
 
 
@@ -780,10 +781,11 @@ class Core:
             if self.state != "failed":
                 self.state = "closed"
             self.ended = clock()
-            if self.own_loop is not None:
-                self.own_loop.stop()
-            for call in self.on_closed:
-                call()
+        if self.own_loop is not None:
+            self.own_loop.stop()
+        for call in self.on_closed:  # they have locks of their own
+            call()
+        with self.lock:
             self.close_output()
             self.closed.set()  # the last: after a Ctrl-C all of it is done again
         self.notify()
