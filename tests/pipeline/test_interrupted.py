@@ -62,7 +62,7 @@ def test_the_end_of_the_block_is_the_end(
 
     alarm()
     for n in ctrl_c_at_every_call(work, *MODULES, step=5):
-        if p is not None:
+        if p is not None and p._core.state != "idle":  # the block was entered
             if p._core.state == "running":  # Ctrl-C came before the first line of __exit__
                 p.shutdown(immediate=True)
             assert p._core.closed.wait(WAIT), n

@@ -667,9 +667,14 @@ class Core:
 
             with self.lock:
                 if self.loop is None:
-                    self.own_loop = LoopThread(f"{self.name}-loop")
-                    self.own_loop.start()
-                    self.loop = self.own_loop.loop
+                    own = LoopThread(f"{self.name}-loop")
+                    try:
+                        self.own_loop = own
+                        own.thread.start()
+                        self.loop = own.loop
+                    except BaseException:
+                        own.give_up()
+                        raise
             try:
                 self.loop.call_soon_threadsafe(worker.begin, name)  # type: ignore[attr-defined]
             except RuntimeError as error:  # the caller's loop is closed

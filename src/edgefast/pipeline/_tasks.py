@@ -35,14 +35,11 @@ class LoopThread:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        try:
-            self.thread.start()
-        except BaseException:
-            self.stop()
-            with contextlib.suppress(RuntimeError):  # it runs: Ctrl-C came while it began
-                self.loop.close()
-            raise
+    def give_up(self) -> None:
+        """After a start that failed."""
+        self.stop()
+        with contextlib.suppress(RuntimeError):  # it runs: Ctrl-C came while it began
+            self.loop.close()
 
     def _run(self) -> None:
         if self.loop.is_closed():
