@@ -22,7 +22,7 @@ from edgefast.federated.device import DeviceReport, StageTotals
 from edgefast.federated.plan import Plan
 from edgefast.federated.processes import prepare
 from edgefast.federated.training import SoftmaxTrainer
-from edgefast.queues import IMPLEMENTATION, _shared_base
+from edgefast.queues import IMPLEMENTATION
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or IMPLEMENTATION != "native", reason="SharedQueue needs Linux and the native backend"
@@ -115,6 +115,8 @@ def test_the_same_bits_and_counts_as_in_one_process(options: dict[str, Any]) -> 
 def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(
     ctrl_c_at_every_line: Callable[..., Iterator[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgefast.queues import _shared_base  # not there without the native core
+
     def last(*_: object) -> None:
         sys.settrace(None)  # what follows, close(), would take another Ctrl-C
         raise KeyboardInterrupt
