@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_BYTES = 3_000_000  # of a native wheel, as promised to small devices
 
 
 def interpreters() -> dict[str, str]:
@@ -142,6 +143,8 @@ def main() -> None:
         test_wheel(pure, first, work, sdist, native=False, scope="brief" if options.quick else "all")
         for wheel in [*built, pure]:
             print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB")
+        if large := [wheel.name for wheel in built if wheel.stat().st_size > MOST_BYTES]:
+            sys.exit(f"expected wheels of at most {MOST_BYTES / 1e6:.1f} MB, got more: {', '.join(large)}")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ static void sum_group(const void* const* inputs, const double* weights, int64_t 
                 check[g] += t;  // NaN and infinity stay; maximum may lose a NaN
             }
         };
-        if constexpr (is_floating(dtype_of<T>())) {
+        if constexpr (kSeparate && is_floating(dtype_of<T>())) {
             EF_EACH_OF(count, step)
         } else {
             for (int c = 0; c < count; ++c) step(c);
@@ -317,7 +317,7 @@ EF_INLINE int64_t steps(const void* const* inputs, const double* weights, int64_
                     }
                 }
             };
-            if constexpr (is_floating(dtype_of<T>())) {
+            if constexpr (kSeparate && is_floating(dtype_of<T>())) {
                 EF_EACH_OF(count, step)
             } else {
                 for (int c = 0; c < count; ++c) step(c);

@@ -193,7 +193,13 @@ struct SingleRead<Half> {
 
 // STEP(c) for c = 0 ... count - 1, count <= 16, each from code of its own: prefetchers that watch the address of a load
 // instruction then see one stream each. A loop over the clients shows them one instruction that jumps about, and costs
-// half of Zen 5's bandwidth.
+// half of Zen 5's bandwidth. Sixteen times the code: not where arithmetic is slower than memory, as sums in binary64 are
+// without wide vectors.
+#if defined(EF_TARGET_AVX2) || defined(EF_TARGET_NEON)
+constexpr bool kSeparate = true;
+#else
+constexpr bool kSeparate = false;
+#endif
 #ifndef EF_EACH_OF
 #define EF_EACH_OF(count, STEP)                                                                               \
     switch (count) {                                                                                          \

@@ -73,7 +73,7 @@ EF_INLINE int64_t steps(const T* const* x, const double* w, int count, int64_t i
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sum[v] += R::read(p + v * R::lanes) * weight;
         };
-        if constexpr (is_floating(dtype_of<T>())) {
+        if constexpr ((kSeparate || (sizeof(Sum) == 4 && sizeof(T) == 4)) && kVectors > 1 && is_floating(dtype_of<T>())) {
             EF_EACH_OF(count, step)
         } else {
             for (int c = 0; c < count; ++c) step(c);
