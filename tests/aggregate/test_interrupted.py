@@ -15,6 +15,7 @@ from edgefast.aggregate import (
     GramAccumulator,
     MeanAccumulator,
     TrimmedMeanAccumulator,
+    _whole,
     accumulator,
     asynchronous,
     gram,
@@ -23,7 +24,7 @@ from edgefast.aggregate import (
 )
 
 Each = Callable[..., Iterator[int]]
-MODULES = (accumulator, asynchronous, gram, optimizers, trimmed)
+MODULES = (_whole, accumulator, asynchronous, gram, optimizers, trimmed)
 
 
 def update(seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edgefast.aggregate import _describe, _policy
 from edgefast.aggregate._policy import Accumulate, Ints, Nonfinite
 from edgefast.aggregate._sketched import SketchFormat
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate._whole import Whole
 from edgefast.aggregate._wire import Format
 from edgefast.aggregate.encoded import Encoded, Packed, add_packed, packed_runs
 from edgefast.aggregate.errors import StructureMismatch, ZeroWeightError
@@ -34,7 +35,7 @@ _FLAGS: Final = 253
 _LATE: Final = 4
 
 
-class MeanAccumulator:
+class MeanAccumulator(Whole):
     """Streaming weighted mean: add updates as they arrive, merge with other accumulators, read the result any time.
 
     Holds 8 bytes per parameter ("float32": 4; "reproducible": 17, or 25 for float64 and 32- and 64-bit integers),
@@ -133,15 +134,7 @@ class MeanAccumulator:
         self._counts: list[int] = [0] * tensors
         # Whether the sums hold rubbish: the first update overwrites them without reading, others clear them first.
         self._stale = False
-        #: Set while the sums change.
         self._torn = False
-
-    def _check_whole(self) -> None:
-        if self._torn:
-            raise RuntimeError(
-                "MeanAccumulator: an add() or merge() was interrupted and its update is half added; "
-                "expected reset(), or a copy made before"
-            )
 
     def _settle(self) -> None:
         """For who reads or changes the sums: they are whole, and cleared where a reset left that to the next."""

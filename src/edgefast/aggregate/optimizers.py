@@ -13,6 +13,7 @@ import numpy as np
 from edgefast import backends
 from edgefast.aggregate import _policy
 from edgefast.aggregate._template import Template
+from edgefast.aggregate._whole import Whole
 from edgefast.aggregate.accumulator import MeanAccumulator
 from edgefast.aggregate.errors import StructureMismatch
 from edgefast.backends.table import Array
@@ -40,7 +41,7 @@ def _number(value: Any, name: str, low: float, high: float, *, open_low: bool = 
     return number
 
 
-class ServerOptimizer:
+class ServerOptimizer(Whole):
     """Base of the server optimizers: one step of the global model a round.
 
     The mean of the clients' models is taken as a direction to go in: d = mean - x is a pseudo-gradient's negative, and
@@ -52,9 +53,10 @@ class ServerOptimizer:
 
     _rule: ClassVar[str]
     _states: ClassVar[tuple[str, ...]]  # which of m and v the rule has
-
-    #: Set while a step changes the state.
-    _torn = False
+    _cut_off = (
+        "a step() was interrupted and has moved a part of the state; "
+        "reset() it, or load_state_dict() what was saved before"
+    )
 
     def __init__(self, lr: float, *, num_threads: int | None = None) -> None:
         self.lr: float = _number(lr, "lr", 0, np.inf, open_low=True)
@@ -153,13 +155,6 @@ class ServerOptimizer:
         # Only the shape of things is kept, not the caller's arrays.
         template.arrays = [np.broadcast_to(np.zeros((), a.dtype), a.shape) for a in template.arrays]
         self._template, self._m, self._v = template, m, v
-
-    def _check_whole(self) -> None:
-        if self._torn:
-            raise RuntimeError(
-                f"{type(self).__name__}: a step() was interrupted and has moved a part of the state; "
-                "reset() it, or load_state_dict() what was saved before"
-            )
 
     def reset(self) -> None:
         """Forget the state: the next step is the first."""

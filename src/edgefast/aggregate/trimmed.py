@@ -18,6 +18,7 @@ from edgefast.aggregate._batch import MOST_UPDATES, check_count
 from edgefast.aggregate._describe import example, plain
 from edgefast.aggregate._policy import Ints
 from edgefast.aggregate._template import DTYPES, Template
+from edgefast.aggregate._whole import Whole
 from edgefast.aggregate._wire import Format
 from edgefast.aggregate.errors import StructureMismatch, TooFewUpdates
 from edgefast.aggregate.mean import nonfinite_error
@@ -40,7 +41,7 @@ def _check_trim(f: Any) -> int:
     return number
 
 
-class TrimmedMeanAccumulator:
+class TrimmedMeanAccumulator(Whole):
     """Streaming trimmed mean: the f least and f greatest values of every coordinate are kept aside, the rest summed.
 
     A value joins the sum only once f others are below and f above it, so nothing is ever subtracted: values of 1e300
@@ -115,15 +116,7 @@ class TrimmedMeanAccumulator:
         }
         self._count = 0
         self._dropped = 0
-        #: Set while an update is being added.
         self._torn = False
-
-    def _check_whole(self) -> None:
-        if self._torn:
-            raise RuntimeError(
-                "TrimmedMeanAccumulator: an add() or merge() was interrupted and its update is half added; "
-                "expected reset(), or a copy made before"
-            )
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -304,7 +297,7 @@ class TrimmedMeanAccumulator:
             other._high = [a.copy() for a in self._high]
             other._sums = [a.copy() for a in self._sums]
             other._kept = {t: a.copy() for t, a in self._kept.items()}
-            other._count, other._dropped, other._torn = self._count, self._dropped, False
+            other._count, other._dropped = self._count, self._dropped
         return other
 
     __copy__ = copy
@@ -440,5 +433,5 @@ class TrimmedMeanAccumulator:
         if ints == "skip":
             self._template.arrays = [a if _policy.is_float(a) else a.copy() for a in self._template.arrays]
         self._low, self._high, self._sums, self._kept = low, high, sums, kept
-        self._count, self._dropped, self._torn = count, dropped, False
+        self._count, self._dropped = count, dropped
         return self
