@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefast.sketch._arrays import as_array
-from edgefast.sketch._inputs import compressed_array
+from edgefast.sketch._inputs import check_compressed
 
 __all__ = ["checked_csr", "finite_number", "integer", "numeric", "row_tiles", "sum_exactly"]
 
@@ -79,7 +79,7 @@ def checked_csr(x: Any, name: str, target: np.dtype[Any]) -> Any:
     numeric(np.empty(0, x.dtype), name, target)
     # SciPy's own routines write wherever an index points.
     rows = x if x.format in ("csr", "csc") else x.tocsr()
-    compressed_array(rows, name, None)
+    check_compressed(rows, name)
     return rows.tocsr()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.sketch._arrays import threads_for
 
-__all__ = ["Compressed", "compressed_array", "dense_array", "is_sparse", "require_finite"]
+__all__ = [
+    "Compressed",
+    "all_finite",
+    "check_compressed",
+    "compressed_array",
+    "dense_array",
+    "is_sparse",
+    "require_finite",
+]
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
@@ -113,6 +121,20 @@ def compressed_array(x: Any, name: str, num_threads: int | None) -> Compressed:
         TypeError: another sparse format, or an unsuitable dtype.
         ValueError: a malformed matrix.
     """
+    found, ordered = _checked(x, name, num_threads)
+    if ordered:
+        return found
+    data, indices, indptr = _canonical(found.data, found.indices, found.indptr, found.dtype)
+    return replace(found, data=data, indices=indices, indptr=indptr)
+
+
+def check_compressed(x: Any, name: str) -> None:
+    """Raises what compressed_array would."""
+    _checked(x, name, None)
+
+
+def _checked(x: Any, name: str, num_threads: int | None) -> tuple[Compressed, bool]:
+    """The matrix where it is, and whether it is canonical."""
     layout = getattr(x, "format", None)
     if layout not in ("csr", "csc"):
         raise TypeError(f"{name}: expected a sparse matrix in CSR or CSC format, got {layout}; see its tocsr()")
@@ -132,9 +154,7 @@ def compressed_array(x: Any, name: str, num_threads: int | None) -> Compressed:
     found, row = backends.kernels().check_compressed(indices, starts, minor, threads_for(entries, 1 << 21, num_threads))
     if found >= 2:
         _malformed(name, layout, found, row, indices, starts, minor)
-    if found == 1:
-        data, indices, starts = _canonical(data, indices, starts, dtype)
-    return Compressed(data, indices, starts, rows, columns, layout == "csr", dtype, len(shape))
+    return Compressed(data, indices, starts, rows, columns, layout == "csr", dtype, len(shape)), found != 1
 
 
 def _vector(x: Any, name: str) -> NDArray[Any]:
@@ -178,15 +198,20 @@ def _canonical(
     return sums, np.ascontiguousarray(index[first]), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
+def all_finite(x: NDArray[Any]) -> bool:
+    """Whether all numbers are finite."""
+    with np.errstate(all="ignore"):
+        # One pass without temporaries of its size: a sum is not finite when a term is not.
+        return bool(np.isfinite(x.sum(dtype=np.float64)) or np.isfinite(x).all())
+
+
 def require_finite(result: NDArray[Any], x: Any, name: str) -> None:
     """Raises ValueError when a result is not finite. Every number of `x` that counts reaches some result.
 
     Only the result is read, which is the smaller of the two; `x` when there is something to report.
     """
-    with np.errstate(all="ignore"):
-        # One pass without temporaries of the result's size: a sum is not finite when a term is not.
-        if np.isfinite(result.sum(dtype=np.float64)) or np.isfinite(result).all():
-            return
+    if all_finite(result):
+        return
     if isinstance(x, Compressed):
         bad = np.flatnonzero(~np.isfinite(x.data[: x.entries]))
         if bad.size:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgefast import backends
 from edgefast.sketch._arrays import threads_for
 from edgefast.sketch._checks import integer, numeric
+from edgefast.sketch._inputs import all_finite
 from edgefast.sketch._operator import SketchOperator
 
 __all__ = ["SimHash", "hamming_codes"]
@@ -145,10 +146,7 @@ class SimHash:
             at = 0
             for op, part in zip(ops, parts, strict=True):
                 projected = op.transform(tile, out=part[: len(tile)], num_threads=self._num_threads)
-                # All of them: an overflow may reach one output only. A sum is not finite when a term is not.
-                with np.errstate(over="ignore", invalid="ignore"):
-                    finite = np.isfinite(projected.sum(dtype=np.float64)) or np.isfinite(projected).all()
-                if not finite:
+                if not all_finite(projected):  # an overflow may reach one output only
                     raise ValueError("X: expected finite numbers whose projection is finite, got NaN or infinity")
                 if part is not buffer:
                     buffer[: len(tile), at : at + op.n_components] = projected
