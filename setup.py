@@ -50,13 +50,14 @@ def compile_flags() -> tuple[list[str], list[str]]:
     # Contraction would let the compiler fuse a*b+c differently per ISA: results would no longer be bit-identical.
     cflags += ["-ffp-contract=off", "-fno-math-errno"]
     ldflags: list[str] = []
+    sanitize = os.environ.get("EDGEFAST_SANITIZE", "").strip()
     if flag("EDGEFAST_DEBUG"):
         cflags += ["-O0", "-g3", "-UNDEBUG"]
     else:
         cflags += ["-O3", "-g0", "-DNDEBUG"]
-        if sys.platform == "linux" and not os.environ.get("EDGEFAST_SANITIZE", "").strip():
+        if sys.platform == "linux" and not sanitize:
             ldflags += ["-Wl,-s"]  # names of local symbols, a twentieth of the wheel
-    if sanitize := os.environ.get("EDGEFAST_SANITIZE", "").strip():
+    if sanitize:
         cflags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"]
         if "undefined" in sanitize:
             cflags += ["-fno-sanitize-recover=undefined"]

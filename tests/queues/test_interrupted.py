@@ -31,6 +31,15 @@ def in_thread(work: Callable[[], Any]) -> Any:
     return results[0]
 
 
+def waiting(q: Any, get: Callable[[], object]) -> threading.Thread:
+    """A thread that waits for an item of q."""
+    thread = threading.Thread(target=get, daemon=True)
+    thread.start()
+    while not q.statistics().tasks_waiting_receive:
+        time.sleep(1e-4)
+    return thread
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bytes": {"max_bytes": 100, "max_age": 100.0},
@@ -132,10 +141,7 @@ def test_who_waits_is_woken(ctrl_c_at_every_call: Callable[..., Iterator[int]]) 
     def wait() -> None:
         nonlocal q, waiter
         q = _pure.Queue()
-        waiter = threading.Thread(target=q.get, daemon=True)
-        waiter.start()
-        while not q.statistics().tasks_waiting_receive:
-            time.sleep(1e-4)
+        waiter = waiting(q, q.get)
 
     wait()
     for n in ctrl_c_at_every_call(lambda: q.put(1), _pure):
@@ -163,10 +169,7 @@ def test_a_task_that_waits_is_woken(kind: str, ctrl_c_at_every_call: Callable[..
     def wait() -> None:
         nonlocal q, waiter
         q = make()
-        waiter = threading.Thread(target=lambda: asyncio.run(q.aget()), daemon=True)
-        waiter.start()
-        while not q.statistics().tasks_waiting_receive:
-            time.sleep(1e-4)
+        waiter = waiting(q, lambda: asyncio.run(q.aget()))
 
     wait()
     for n in ctrl_c_at_every_call(lambda: q.put(1), _pure, _loops):

@@ -119,9 +119,7 @@ class _Publisher:
                 self._sources.pop(key, None)
                 if not begun:  # nobody would ever write, nor remove the files
                     self._thread = None
-                    if self._slot is not None:
-                        self._slot.close()
-                        self._slot = None
+                    self._close_slot()
                 raise
             if not begun:
                 # Children of multiprocessing end without atexit.
@@ -150,6 +148,11 @@ class _Publisher:
             self._slot.forget()
         self.__init__()
 
+    def _close_slot(self) -> None:
+        if self._slot is not None:
+            self._slot.close()
+            self._slot = None
+
     def _run(self) -> None:
         reported = False
         # The first picture after a moment, when all that starts together is there.
@@ -159,9 +162,7 @@ class _Publisher:
             pause = _PERIOD
             with self._lock:
                 if not self._sources:
-                    if self._slot is not None:
-                        self._slot.close()
-                        self._slot = None
+                    self._close_slot()
                     self._counted.clear()
                     self._thread = None
                     return
@@ -173,9 +174,7 @@ class _Publisher:
                 self._slot.write(data)
             except OSError as error:
                 # Somebody cleaned up, or the disk is full: the pipelines go on, and so do the attempts.
-                if self._slot is not None:
-                    self._slot.close()
-                    self._slot = None
+                self._close_slot()
                 if not reported:
                     _log.warning("cannot publish statistics: %s", error)
                     reported = True
