@@ -22,6 +22,7 @@ from edgefast.federated.config import RunConfig
 from edgefast.federated.device import Device, DeviceReport
 from edgefast.federated.plan import Parameters, Shard
 from edgefast.federated.training import Scaler
+from edgefast.files import replacing
 from edgefast.integrations.flower import FedAvg, _wire
 from edgefast.integrations.flower._flwr import (
     ArrayRecord,
@@ -47,9 +48,8 @@ def read_job(folder: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def failure_path(folder: Path, number: int, device: int) -> Path:
